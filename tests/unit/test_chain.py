@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifl.core.config.job import FOLD_FAN_IN, expected_of, fold_job, most_of
+from lifl.core.config.job import FOLD_FAN_IN, FOLD_PLACES_FREE, expected_of, fold_job, most_of
 from lifl.core.errors import LocalFault
 from lifl.core.limits import CLIENTS_PER_ROUND_MAX
 from lifl.core.planning.arena_need import fold_bytes_min
@@ -59,16 +59,16 @@ def test_every_update_has_one_place_also_when_fewer_come(
 def test_the_last_update_that_is_expected_is_not_the_end_of_a_link_that_others_wait_in(
     expected: int, tail: int
 ) -> None:
-    chain = Chain(most_of(expected), 4, expected=expected)
+    chain = Chain(most_of(expected) + FOLD_PLACES_FREE, 4, expected=expected)
     chain.close(expected)
     assert chain.root.updates == tail
     assert sum(link.updates for link in chain.takers) == expected
 
 
-def test_how_many_are_expected_follows_from_the_most_that_a_fold_takes() -> None:
+def test_how_many_are_expected_follows_from_the_places_of_a_folds_tree() -> None:
     sizes = [*range(1, 100), CLIENTS_PER_ROUND_MAX // 3 - 1]
-    assert [expected_of(most_of(expected)) for expected in sizes] == sizes
-    assert [expected_of(most) for most in (1, 32, 49, 50, CLIENTS_PER_ROUND_MAX)] == [0] * 5
+    assert [expected_of(most_of(expected) + FOLD_PLACES_FREE) for expected in sizes] == sizes
+    assert [expected_of(places) for places in (1, 33, 50, 51, CLIENTS_PER_ROUND_MAX + 1)] == [0] * 5
 
 
 def test_what_is_open_together() -> None:

@@ -154,7 +154,11 @@ class Branch:
     @property
     def takers_needed(self) -> int:
         """How many of the tree's takers the updates that are accepted or in flight can come to fill."""
-        return self.tree.takers_of(self._coming + len(self.in_flight))
+        return self.takers_needed_for(0)
+
+    def takers_needed_for(self, more: int) -> int:
+        """Return how many of the tree's takers these updates and so many `more` can come to fill."""
+        return self.tree.takers_of(self._coming + len(self.in_flight) + more)
 
     def takers_unplaced(self, most: int) -> int:
         """Return how many of these have no worker yet; `most`: more need not be known."""

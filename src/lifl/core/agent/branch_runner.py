@@ -75,16 +75,18 @@ class BranchRunner:
         return self.room_for(self.branch.in_flight, grant), packed
 
     def room_for(self, coming: dict[Key, T], what: T) -> Key:
-        """Return the slot for an update that is noted as `coming`, with its tasks open.  Raise `ArenaFull`."""
+        """Return the slot for an update that is noted as `coming`, with its tasks open.  Raise `ArenaFull`.
+
+        The tasks' outputs, which are longer, come first: an update fits into what is left, but not they around it.
+        """
         number, size = self._spec.number, self._spec.layout.data_bytes
-        key = self._quota.alloc(Kind.UPDATE, number, self.branch.epoch, size, CONTRIBUTION_BYTES_MAX, number)
-        coming[key] = what
+        self._outputs.open_takers(self)
         try:
-            self._outputs.open_takers(self)
+            key = self._quota.alloc(Kind.UPDATE, number, self.branch.epoch, size, CONTRIBUTION_BYTES_MAX, number)
         except ArenaFull:
-            del coming[key]
-            self._quota.free(key)
+            self._outputs.shut_takers()
             raise
+        coming[key] = what
         self._turn.touch(self.job)
         return key
 

@@ -30,9 +30,12 @@ class TaskOutputs:
         self._sums: Key | None = None  # where the top sums up what is there before the last updates come
 
     def open_takers(self, runner: Runner) -> None:
-        """Open the tasks that the coming updates can fill, each with its path.  All or nothing: `ArenaFull`."""
+        """Open the tasks that the coming updates and one more can fill, each with its path.
+
+        All or nothing: `ArenaFull`.
+        """
         branch = self._branch
-        needed = branch.tree.opened_for(branch.takers_needed)
+        needed = branch.tree.opened_for(branch.takers_needed_for(1))
         self.open_paths(runner, branch.tree.takers[branch.takers_opened : needed])
         branch.takers_opened = max(branch.takers_opened, needed)
 

@@ -280,6 +280,8 @@ FOLD_FAN_IN, FOLD_FAN_IN_SMALL = 4, 32
 """How many updates a link of a fold's chain takes: they stay in the arena until all of them are folded.  Each link
 reads and writes a partial, too, and is a task; of small updates, of `FOLD_SMALL_BYTES` at most, memory is no matter."""
 FOLD_SMALL_BYTES = 1 << 20
+FOLD_PLACES_FREE = 1
+"""Places of a fold's tree that no update gets: it is not complete before its program says so."""
 
 
 def most_of(expected: int) -> int:
@@ -287,8 +289,9 @@ def most_of(expected: int) -> int:
     return min(expected + max(2 * expected, FOLD_MORE_MIN), CLIENTS_PER_ROUND_MAX)
 
 
-def expected_of(most: int) -> int:
-    """Return how many updates are expected of a fold that takes so many; 0: nobody can say."""
+def expected_of(places: int) -> int:
+    """Return how many updates are expected of a fold whose tree has so many places; 0: nobody can say."""
+    most = places - FOLD_PLACES_FREE
     found = most // 3 if most >= FOLD_MORE_MIN * 3 // 2 else most - FOLD_MORE_MIN
     return found if found > 0 and most_of(found) == most < CLIENTS_PER_ROUND_MAX else 0
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lifl.core.config.job import FOLD_PLACES_FREE
 from lifl.core.coordinator.branches import BranchTracker
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.nodes import NodeTable
@@ -117,7 +118,7 @@ class Answers:
         if event.fold != round_.epoch:
             text = f"that fold of session {self._spec.name!r} is over; this one is named otherwise"
             raise Refused("round-over", "fold", text)
-        most = round_.goal - 1
+        most = round_.goal - FOLD_PLACES_FREE
         if len(round_.accepted) + len(round_.granted) >= most and event.client not in round_.granted:
             text = f"this fold of session {self._spec.name!r} takes {most} updates, and they are there"
             raise Refused("fold-full", "expected", f"{text}: open it with a larger `expected`")

@@ -16,7 +16,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 
 from lifl.core import effects as fx
-from lifl.core.config.job import most_of
+from lifl.core.config.job import FOLD_PLACES_FREE, most_of
 from lifl.core.coordinator.brought import Brought
 from lifl.core.coordinator.checkpoints import Stored
 from lifl.core.coordinator.job import Job, Row
@@ -180,13 +180,13 @@ class Session(Job):
         if self.round is not None:
             for client, contribution in self.round.accepted.items():
                 self._brought.tell_host(self.round, contribution, self.round.granted_over.get(client))
-            self._tell_host(fm.FoldOpen(self.name, fold, self.round.goal - 1))
+            self._tell_host(fm.FoldOpen(self.name, fold, self.round.goal - FOLD_PLACES_FREE))
             self._brought.tell_waiting(self.round)
 
     def _begin_fold(self, number: int, attempt: int, most: int) -> None:
         self.planner.check_fold(most)
         round_ = Round(number, attempt, self.spec.config.selection, self._turn.now)
-        round_.goal = round_.target = most + 1  # a place stays free: the tree is not complete before the host says so
+        round_.goal = round_.target = most + FOLD_PLACES_FREE
         round_.quorum = 0
         round_.deadline_s = round_.deadline_at_s = math.inf
         self.rounds.current, self._attempt = round_, attempt
