@@ -152,6 +152,21 @@ def test_what_an_operator_does_is_never_counted_together() -> None:
     assert tally.due_s is None
 
 
+def test_what_anybody_else_can_repeat_is_counted_together() -> None:
+    """Else a reader could rid the log of its older lines, with links to the page that are never opened."""
+    by_operators_and_the_node_itself = """
+        node.started node.down node.ended node.drained node.calibrated node.undrained job.submitted session.opened
+        job.cancelled job.paused job.resumed job.edited job.removed token.made token.revoked cert.told cert.revoked
+        cert.kept cert.rotated
+    """
+    by_tokens_and_certificates_that_are_few = "token.used cert.renewed"
+    uncounted = {*by_operators_and_the_node_itself.split(), *by_tokens_and_certificates_that_are_few.split()}
+    assert set(audit.EVENTS) - set(audit.KINDS_MAX) == {*uncounted, audit.TORN, audit.DROPPED}
+    tally = Tally()
+    written = [tally.add(Note(event, f"reader {n % 3}"), 0.0) for n in range(1000) for event in audit.KINDS_MAX]
+    assert sum(map(len, written)) == 3 * len(audit.KINDS_MAX)
+
+
 def test_refusals_of_more_kinds_than_the_limit_are_counted_by_code() -> None:
     tally = Tally()
     for number in range(limits.AUDIT_REFUSALS_MAX):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,5 +178,73 @@ def test_one_name_does_not_take_all_places_of_other_machines(tmp_path: Path, mon
             assert comes("operator", "rita")
             assert comes("reader", "other")
             door.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("cost_s", "answered"), [(3600.0, 1), (0.0001, 300)])
+def test_who_asks_without_end_rests_in_between_and_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost_s: float, answered: int
+) -> None:
+    """Three connections of one reader, each with a hundred questions that keep the node busy for `cost_s`."""
+
+    async def play() -> None:
+        door = Door(tmp_path)
+        asked, busy_s, all_answered = 0, 0.0, asyncio.Event()
+
+        def handle(message: Any, _link: Link) -> dict[str, Any]:
+            nonlocal asked, busy_s
+            if isinstance(message, om.ListJobs):
+                asked, busy_s = asked + 1, busy_s + cost_s
+                if asked == 300:
+                    all_answered.set()
+            return {}
+
+        door.server._handle = handle
+        monkeypatch.setattr(cli_server, "time", SimpleNamespace(monotonic=lambda: busy_s + time.monotonic()))
+        with ExitStack() as stack:
+            for _ in range(3):
+                here, there = map(stack.enter_context, socket.socketpair())
+                assert door.server.take(there, Peer("c1", Identity("reader", "rita"), "1", 0.0, 1.0), "192.0.2.1")
+                here.sendall(encode(om.ListJobs()) * 100)
+            other = await door.connect()
+            for _ in range(50):
+                assert await door.ask(other, om.ListNodes()) == om.Answer({})
+            if answered > 1:
+                await all_answered.wait()
+            assert asked == answered
+            door.close()
+
+    asyncio.run(play())
+
+
+def test_one_connection_has_one_request_under_way(tmp_path: Path) -> None:
+    """What is answered later, such as a submit, is answered before the next one is begun."""
+
+    async def play() -> None:
+        door, going_on = Door(tmp_path), asyncio.Event()
+        begun: list[Any] = []
+        ended = 0
+
+        async def later() -> dict[str, Any]:
+            nonlocal ended
+            await going_on.wait()
+            ended += 1
+            return {}
+
+        def handle(message: Any, _link: Link) -> Any:
+            begun.append(message)
+            return later() if isinstance(message, om.CancelJob) else {}
+
+        door.server._handle = handle
+        greedy, other = await door.connect(), await door.connect()
+        await asyncio.get_running_loop().sock_sendall(greedy, encode(om.CancelJob("j")) * 100)
+        for _ in range(50):
+            assert await door.ask(other, om.ListNodes()) == om.Answer({})
+        assert begun.count(om.CancelJob("j")) == 1
+        going_on.set()
+        while ended < 100:
+            assert await door.ask(other, om.ListNodes()) == om.Answer({})
+        door.close()
 
     asyncio.run(play())

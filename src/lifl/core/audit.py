@@ -9,7 +9,7 @@ A process that is killed while it writes leaves a line that is not whole.  It st
 it with a newline and puts a *mark* behind it: an `audit.torn` line, which names the digests of what is torn and of the
 last whole line.  A line that is not whole and has no mark was changed.
 
-Equal notes of what strangers can repeat at will are written once, and then counted for a while (`Tally`).
+Equal notes of what others than operators can repeat at will are written once, and then counted for a while (`Tally`).
 """
 
 from __future__ import annotations
@@ -82,8 +82,13 @@ KINDS_MAX = {
     "ticket.used": AUDIT_JOINS_MAX,
     "ticket.revoked": AUDIT_JOINS_MAX,
     "peer.joined": AUDIT_JOINS_MAX,
+    "peer.left": AUDIT_JOINS_MAX,
+    "peer.lost": AUDIT_JOINS_MAX,
+    "page.linked": AUDIT_REFUSALS_MAX,
+    "page.opened": AUDIT_REFUSALS_MAX,
 }
-"""Of the events that strangers can repeat at will: how many that differ are told apart within `AUDIT_WINDOW_S`."""
+"""Of the events that others than operators can repeat at will: how many that differ are told apart within
+`AUDIT_WINDOW_S`."""
 OTHERS = "others"
 
 

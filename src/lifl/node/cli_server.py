@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ from lifl.node.audit_log import AuditLog
 from lifl.node.door_log import DoorLog
 from lifl.node.link import Link
 from lifl.node.listening import Listening
+from lifl.node.pace import REST
 from lifl.node.tasks import start
 from lifl.node.who import is_same_user, who_is
 from lifl.tls.peer import Peer
@@ -67,6 +69,7 @@ class CliServer:
         self._remote: dict[Link, Peer] = {}  # those of other machines
         self._followers: dict[str, set[Link]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # requests that are answered later
+        self._free_at_s: dict[Identity, float] = {}  # from when on each of those that rest is answered again
         self._listening = Listening("cli", listen_unix(path), self._taken)
 
     def _taken(self, sock: socket.socket, _where: Any) -> None:
@@ -131,13 +134,30 @@ class CliServer:
         link: Link = Link(
             sock,
             om.FromCli,
-            lambda message: self._answer(message, link, identity),
+            lambda message: self._asked(message, link, identity),
             lambda _error: self._gone(link),
             in_turn=True,
         )
         self._links[link] = who
         self._asked_s[link] = self._loop.time()
         return link
+
+    def _asked(self, message: Any, link: Link, identity: Identity) -> None:
+        """Answer a request, or keep it, and the connection, until whoever has asked may do so again."""
+        if link.closed:
+            return
+        now = time.monotonic()
+        wait_s = self._free_at_s.get(identity, now) - now
+        if wait_s > 0:
+            link.hold()
+            self._loop.call_later(wait_s, self._asked, message, link, identity)
+            return
+        link.release()
+        self._answer(message, link, identity)
+        if identity != OWNER:
+            ended = time.monotonic()
+            self._free_at_s = {each: at_s for each, at_s in self._free_at_s.items() if at_s > ended}
+            self._free_at_s[identity] = ended + REST * (ended - now)
 
     def _answer(self, message: Any, link: Link, identity: Identity) -> None:
         self._asked_s[link] = self._loop.time()
@@ -147,11 +167,15 @@ class CliServer:
             if isinstance(result, dict):
                 link.send(om.Answer(result))
             else:
+                link.hold()  # else one connection could have any number of them under way
                 start(self._tasks, self._answer_later(message, link, result), "a request of the command line")
 
     async def _answer_later(self, message: Any, link: Link, result: Coroutine[Any, Any, dict[str, Any]]) -> None:
-        with self._told(message, link):
-            link.send(om.Answer(await result))
+        try:
+            with self._told(message, link):
+                link.send(om.Answer(await result))
+        finally:
+            link.release()
 
     @contextmanager
     def _told(self, message: Any, link: Link) -> Iterator[None]:

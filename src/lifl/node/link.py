@@ -57,7 +57,8 @@ class Link:
     so.
 
     `in_turn`: the next message is handed over when what was said to the one before has left and the loop has had its
-    turn, so a peer that asks without end, or does not read the answers, is slowed by TCP and holds up nobody.
+    turn, so a peer that asks without end, or does not read the answers, is slowed by TCP and holds up nobody.  From
+    `hold` to `release` nothing is handed over at all.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Link:
         self._takes_descriptors = takes_descriptors
         self._descriptors: deque[int] = deque()
         self._rests = False  # nothing is handed over until what waits has left
+        self._held = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self._read_pending()
@@ -253,9 +255,19 @@ class Link:
                 self._loop.add_reader(self._sock.fileno(), self._readable)
                 self._hand_over()
 
-        if self._rests:
+        if self._rests and not self._held:
             self._rests = False
             self._loop.call_soon(hand_over)
+
+    def hold(self) -> None:
+        """Hand over no more messages, of a link that does so `in_turn`, until `release`; called from `on_message`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Hand over the next one, when its turn has come."""
+        self._held = False
+        if not self._waiting:
+            self._go_on()
 
     def _read_pending(self) -> None:
         """See to it that what TLS has decrypted already is read: the descriptor tells nothing of it."""

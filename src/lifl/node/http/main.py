@@ -52,6 +52,7 @@ from lifl.node.http.visits import Visits
 from lifl.node.http.wire import ClientGone, Exchange, Problem, Requests
 from lifl.node.link import Link
 from lifl.node.listening import Listening
+from lifl.node.pace import Joint
 from lifl.node.security import PlainSpeech, Secured, Security
 from lifl.node.who import who_is
 from lifl.tls.contexts import Contexts
@@ -91,6 +92,7 @@ class Door:
         self._next_number = 1
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
+        self._joint_status: Joint[dict[str, Any]] = Joint(partial(self._asked, hm.StatusAsked))
         self._told: dict[int, asyncio.Future[Any]] = {}  # status or health, by the number of the question
         self._port = 0
         self._link: Link
@@ -102,7 +104,7 @@ class Door:
         """Serve until it is told to end."""
         self._link = Link(link_sock, hm.ToHttp, self._on_message, lambda _error: self._ending.set())
         sessions = Sessions(self._link)
-        self._api = Api(sessions, self._security, self._status, self._ready)
+        self._api = Api(sessions, self._security, self._joint_status.answer, self._ready)
         self._visits = Visits(self._link)
         self._page = PageDoor(self._visits, self._security.is_on)
         door = Listening("http", listener, self._taken)
@@ -253,10 +255,6 @@ class Door:
             raise ClientGone("an answer that has begun cannot be ended otherwise")
         exchange.keeps = exchange.keeps and problem.status != 401
         await exchange.answer(problem.status, problem.body, problem.headers)
-
-    async def _status(self) -> dict[str, Any]:
-        status: dict[str, Any] = await self._asked(hm.StatusAsked)
-        return status
 
     async def _ready(self) -> bool:
         return bool(await self._asked(hm.HealthAsked))
