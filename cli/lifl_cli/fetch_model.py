@@ -13,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from lifl.core.coordinator.evaluation import values_of_evaluation
 from lifl.core.errors import Refused, RemoteFault, ResourceFault
 from lifl.core.limits import ROUNDS_MAX
 from lifl.core.planning.keeping import Kept
@@ -111,7 +112,8 @@ def _number(result: dict[str, Any], which: Which) -> int:
         return int(best["round"])
     keep = result["config"].get("checkpoint", {}).get("keep") or {}
     metric = str(keep.get("best", "")).removeprefix("-")
-    has = ", ".join(sorted(result["job"]["metrics"])) or "none"
+    found = values_of_evaluation(result["job"].get("evaluation") or {"metrics": {}})
+    has = ", ".join(sorted([*result["job"]["metrics"], *(f"evaluation.{name}" for name in found)])) or "none"
     text = f"no round has had the metric {metric!r}; the last one's are: {has}"
     if not metric:
         text = f'nothing says which is the best: submit with checkpoint.keep = {{best = "METRIC"}} (its metrics: {has})'

@@ -142,6 +142,9 @@ def test_what_a_condition_says_of_a_client(text: str, true: bool) -> None:
         "a == '\0'",
         "",
         "é == ",
+        "région == 'eu'",
+        "region == 'eu' or größe > 3",
+        f"{'r' * 33} == 'eu'",
     ],
 )
 def test_what_is_no_condition_is_refused_by_its_key(text: str) -> None:

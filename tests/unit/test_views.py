@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lifl_cli.render.trees import tree_view
+from lifl_cli.render.trees import round_text, tree_view
 from rich.console import Console
 
 from lifl.core.coordinator.round import Phase
@@ -41,7 +41,9 @@ def line(number: int, branch: int, role: str = "leaf") -> dict[str, Any]:
     }
 
 
-def now_of(here: int, nodes: int, each: int) -> dict[str, Any]:
+def now_of(
+    here: int, nodes: int, each: int, *, selectable: int = 3, phase: Phase = Phase.COLLECTING, reason: str = ""
+) -> dict[str, Any]:
     """A round with so many tasks here, and on other nodes."""
     branch = SimpleNamespace(
         epoch=EPOCH,
@@ -61,12 +63,12 @@ def now_of(here: int, nodes: int, each: int) -> dict[str, Any]:
         number=1,
         attempt=1,
         epoch=EPOCH,
-        phase=Phase.COLLECTING,
-        reason="",
+        phase=phase,
+        reason=reason,
         selected={},
         granted={},
         accepted={},
-        goal=1,
+        goal=2,
         quorum=1,
         deadline_at_s=1.0,
         opened_at_s=0.0,
@@ -74,7 +76,8 @@ def now_of(here: int, nodes: int, each: int) -> dict[str, Any]:
         nodes=[],
         branches=records,
     )
-    job = SimpleNamespace(round=round_, spec=SimpleNamespace(number=1))
+    selection = SimpleNamespace(selectable=selectable)
+    job = SimpleNamespace(round=round_, spec=SimpleNamespace(number=1), present="abc", selection=selection)
     trees = {n: tuple(line(number, n) for number in range(each)) for n in records}
     found = round_now(engine, job, 0.0, trees)  # type: ignore[arg-type]
     assert found is not None
@@ -102,6 +105,17 @@ def test_the_view_tells_of_all_tasks_that_it_does_not_show() -> None:
     with console.capture() as shown:
         console.print(tree_view(now["tree"], now["tasks"]))
     assert "... 19960 more tasks" in shown.get()
+
+
+def test_a_round_that_waits_though_clients_are_here_says_whom_the_condition_leaves() -> None:
+    def reason(selectable: int, phase: Phase = Phase.WAITING, own: str = "") -> str:
+        rounds = now_of(1, 0, 0, selectable=selectable, phase=phase, reason=own)
+        assert (": selection.where" in round_text(rounds)) == rounds["reason"].startswith("selection.where")
+        return str(rounds["reason"])
+
+    assert reason(1) == "selection.where is true of 1 of the 3 clients that are here; it begins with 2"
+    assert [reason(2), reason(3), reason(1, Phase.COLLECTING)] == [""] * 3
+    assert reason(1, own="no node is here") == "no node is here"
 
 
 @pytest.mark.parametrize(("durability", "reason"), [("disk", "no room: make some"), ("memory", "")])

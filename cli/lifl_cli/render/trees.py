@@ -8,7 +8,7 @@ from typing import Any
 from rich.tree import Tree
 
 from lifl.core.planning.plan import NodePlan, Plan
-from lifl_cli.render.figures import seconds_text
+from lifl_cli.render.figures import printable, seconds_text
 from lifl_cli.render.tables import cell
 
 TREE_TASKS_MAX = 40
@@ -20,10 +20,12 @@ def round_text(now: Mapping[str, Any]) -> str:
     """Return the running round in one line."""
     drained = now.get("draining") or ()
     without = f"; nothing new goes to {', '.join(drained)} (lifl drain)" if drained else ""
+    left = "" if now["time_left_s"] is None else f", {seconds_text(now['time_left_s'])} left"
+    waits = f": {printable(now['reason'])}" if now.get("reason") else ""
     return (
         f"round {now['round']}: {now['selected']} selected, {now['accepted']} accepted, "
-        f"{now['counted']} counted; commits at {now['goal']} (quorum {now['quorum']}), "
-        f"{seconds_text(now['time_left_s'])} left{without}"
+        f"{now['counted']} counted; commits at {now['goal']} (quorum {now['quorum']})"
+        f"{left}{without}{waits}"
     )
 
 

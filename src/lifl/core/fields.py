@@ -176,14 +176,10 @@ LABEL_RULE = (
     f"a label's name is letters, digits and _ , no digit first, at most {LABEL_CHARS_MAX}, and none of the words "
     f"of conditions; its value is at most {LABEL_VALUE_CHARS_MAX} printable characters"
 )
-LabelName = Annotated[
-    str,
-    msgspec.Meta(
-        min_length=1,
-        max_length=LABEL_CHARS_MAX,
-        pattern=r"\A(?!(and|or|not|in|is|if|else|for|True|False|None|lambda|client|device|examples)\Z)[A-Za-z_][A-Za-z0-9_]*\Z",
-    ),
-]
+LABEL_PATTERN = (
+    r"\A(?!(and|or|not|in|is|if|else|for|True|False|None|lambda|client|device|examples)\Z)[A-Za-z_][A-Za-z0-9_]*\Z"
+)
+LabelName = Annotated[str, msgspec.Meta(min_length=1, max_length=LABEL_CHARS_MAX, pattern=LABEL_PATTERN)]
 LabelValue = Annotated[
     str, msgspec.Meta(max_length=LABEL_VALUE_CHARS_MAX, pattern=rf"\A[^{_UNPRINTABLE}]*\Z", description=LABEL_RULE)
 ]

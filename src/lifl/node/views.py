@@ -16,7 +16,7 @@ from lifl.core.agent.pool import WorkerState
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_queue import Place
 from lifl.core.coordinator.reliability import Record
-from lifl.core.coordinator.round import Round
+from lifl.core.coordinator.round import Phase, Round
 from lifl.core.engine import Engine, runs
 from lifl.core.ids import round_of
 from lifl.core.limits import NAMED_TASKS_MAX, NAMES_SHOWN_MAX, NOW_TASKS_MAX, PAGE_BYTES_MAX
@@ -261,7 +261,7 @@ def round_now(
         "round": round_.number,
         "attempt": round_.attempt,
         "phase": round_.phase.value,
-        "reason": round_.reason,
+        "reason": round_.reason or _apart_text(job, round_),
         "selected": len(round_.selected),
         "uploading": len(round_.granted),
         "accepted": len(round_.accepted),
@@ -278,6 +278,14 @@ def round_now(
         "tree": tree,
         "tasks": tasks,
     }
+
+
+def _apart_text(job: Job, round_: Round) -> str:
+    """Return why a round waits though clients are here: the condition of the job is not true of them."""
+    here, selectable = len(job.present), job.selection.selectable
+    if round_.phase is not Phase.WAITING or selectable >= round_.goal or selectable == here:
+        return ""
+    return f"selection.where is true of {selectable} of the {here} clients that are here; it begins with {round_.goal}"
 
 
 def _named(branch: Branch) -> list[dict[str, Any]]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from lifl.core.errors import ConfigError
-from lifl.core.fields import Properties
-from lifl.core.limits import CONDITION_TERMS_MAX, REAL_MAX
+from lifl.core.fields import LABEL_PATTERN, LABEL_RULE, Properties
+from lifl.core.limits import CONDITION_TERMS_MAX, LABEL_CHARS_MAX, REAL_MAX
 
 Condition = tuple[Any, ...]
 """``("and", ...)``, ``("or", ...)``, ``("not", condition)`` or (operator, name, value or values)."""
@@ -42,6 +43,9 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _TURNED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+SAID_BESIDE_LABELS = ("examples", "device", "client")
+"""What a condition may name that is no label."""
+_LABEL = re.compile(LABEL_PATTERN)
 FORM = "write it such as: region == 'eu' and examples >= 100"
 
 
@@ -83,6 +87,8 @@ def _comparison(left: ast.expr, order: str, right: ast.expr, path: str) -> Condi
         left, order, right = right, _TURNED[order], left
     if not isinstance(left, ast.Name):
         raise ConfigError(path, f"{ast.unparse(left)!r:.80} is no name of a label, nor examples, device or client")
+    if left.id not in SAID_BESIDE_LABELS and (len(left.id) > LABEL_CHARS_MAX or _LABEL.search(left.id) is None):
+        raise ConfigError(path, f"{left.id!r:.80} can be no label, so nobody has it: {LABEL_RULE}")
     if order not in ("in", "not in"):
         return (order, left.id, _value(right, path))
     if not isinstance(right, ast.Tuple | ast.List | ast.Set):

@@ -88,7 +88,7 @@ export function table(caption, columns, rows, attributes = {}) {
             "tr",
             { "data-key": row.key },
             row.cells.map((cell, at) =>
-              at === 0 ? h("th", { scope: "row", class: columns[at][1] }, cell) : h("td", { class: columns[at][1] }, cell),
+              at === 0 ? h("th", { scope: "row", class: columns[at][1] }, h("span", { class: "name" }, cell)) : h("td", { class: columns[at][1] }, cell),
             ),
           ),
         ),
