@@ -25,7 +25,7 @@ from lifl import failpoints
 from lifl.confine import signals
 from lifl.confine.account import Account
 from lifl.core import events as ev
-from lifl.core.config.node import NodeConfig, asks_for_cookie, coordinates, reached
+from lifl.core.config.node import NodeConfig, coordinates, reached
 from lifl.core.coordinator.nodes import Node
 from lifl.core.engine import Engine
 from lifl.core.errors import Impossible, ResourceFault
@@ -74,7 +74,6 @@ from lifl.node.views import NodeIdentity
 from lifl.node.workers import Workers
 from lifl.redirect import open_redirector
 from lifl.shm.segment import SegmentLock
-from lifl.tls import cookie_file
 
 log = logging.getLogger("lifl.daemon")
 
@@ -208,12 +207,9 @@ class Daemon:
         self.workers = Workers(self.zygote, redirector, *events, self.folder)
         opened.callback(self.workers.end)
         gateway = ["--tcp-fd", str(tcp.fileno()), "--unix-fd", str(unix.fileno())]
-        gateway += machine.gateway_limits(config)
+        gateway += machine.gateway_settings(config, self.folder)
         if self.credentials.contexts is not None:
             gateway += ["--identity", str(self.credentials.contexts.files.folder)]
-        if asks_for_cookie(config):
-            with told(self.folder):
-                gateway += ["--cookie", str(cookie_file.made(self.folder))]
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)

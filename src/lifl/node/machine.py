@@ -15,7 +15,7 @@ import psutil
 
 from lifl.confine import box
 from lifl.core.config.job import JobConfig
-from lifl.core.config.node import NodeConfig, secured
+from lifl.core.config.node import NodeConfig, asks_for_cookie, secured
 from lifl.core.config.values import joined_address, split_address
 from lifl.core.errors import ConfigError, ResourceFault
 from lifl.core.ids import Key, Kind
@@ -33,6 +33,7 @@ from lifl.node.service_manager import Place
 from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 from lifl.shm.segment import SegmentMissing, SegmentUnfinished, SegmentUnusable, remove_segment
+from lifl.tls import cookie_file
 
 log = logging.getLogger("lifl.machine")
 
@@ -201,12 +202,19 @@ def cores(root: Path = cgroups.ROOT) -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota.cores)))
 
 
-def gateway_limits(config: NodeConfig, root: Path = cgroups.ROOT) -> list[str]:
-    """Return the flags by which the gateway is told the node's quotas, and over how many connections a body may go."""
-    told = {quota: getattr(config, quota) for quota in GATEWAY_QUOTAS}
-    told["connections_max"] = descriptors.connections_max(config)
-    told["streams"] = streams_for(config.streams, cores(root), secured(config))
-    return [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def gateway_settings(config: NodeConfig, folder: Path, root: Path = cgroups.ROOT) -> list[str]:
+    """Return the flags by which the gateway is told the node's quotas, over how many connections a body may go, and the
+    cookie that it asks for.
+
+    Raise `ResourceFault` when that cannot be kept in the folder.
+    """
+    settings = {quota: getattr(config, quota) for quota in GATEWAY_QUOTAS}
+    settings["connections_max"] = descriptors.connections_max(config)
+    settings["streams"] = streams_for(config.streams, cores(root), secured(config))
+    if asks_for_cookie(config):
+        with told(folder):
+            settings["cookie"] = cookie_file.made(folder)
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def workers_max(config: NodeConfig, root: Path = cgroups.ROOT) -> int:
