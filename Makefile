@@ -10,6 +10,7 @@
 # make sim SEED=17  one simulated life, told event by event (HOSTS=1: of a single node; MOVES=1: of nodes that all may
 #                   coordinate; DRAINS=1: of nodes that are drained; STALLS=1: of nodes that stand still;
 #                   CHANGES=1: of jobs that are paused and changed; RETURNS=1: of jobs that come back when they are over;
+#                   LENDS=1: of clients that map their models;
 #                   RECORDING=FILE: what was recorded)
 # make sim-long LIVES=100000  as many lives, in all cores (CORES=1), from the last run's on (FIRST=0); the failing seeds
 #                   at the end; docs/proof.md says what all runs have found
@@ -189,7 +190,7 @@ coverage: $(READY)
 
 sim: $(READY)
 	@test -n "$(SEED)$(RECORDING)" || { echo "which life?  make sim SEED=17 [HOSTS=3], or RECORDING=FILE"; exit 2; }
-	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains) $(if $(STALLS),--stalls) $(if $(CHANGES),--changes) $(if $(RETURNS),--returns))
+	@$(BIN)/python tests/sim/replay.py $(if $(RECORDING),--recording $(RECORDING),--seed $(SEED) --hosts $(or $(HOSTS),3) $(if $(MOVES),--moves) $(if $(DRAINS),--drains) $(if $(STALLS),--stalls) $(if $(CHANGES),--changes) $(if $(RETURNS),--returns) $(if $(LENDS),--lends))
 
 sim-long: $(READY)
 	@$(BIN)/python tests/sim/long_run.py --lives $(or $(LIVES),100000) $(if $(FIRST),--first $(FIRST)) $(if $(CORES),--cores $(CORES))

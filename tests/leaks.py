@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 MARK = "LIFL_TEST_RUN"
 OWN_MACHINE = "LIFL_OWN_MACHINE"
@@ -146,3 +146,14 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def mapped_file(array: Any) -> str:
+    """Which file an array's memory is of; empty: of none, it is the process' own."""
+    address = array.__array_interface__["data"][0]
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        for line in maps:
+            first, last = (int(part, 16) for part in line.split()[0].split("-"))
+            if first <= address < last:
+                return line.split(maxsplit=5)[5].strip() if len(line.split()) > 5 else ""
+    raise AssertionError("it is not mapped")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from leaks import mapped_file
 
 import lifl
 from lifl.client.tensors import Array
@@ -39,17 +40,6 @@ def update(client: int) -> dict[str, Array]:
 
 def mean_of(clients: int) -> Array:
     return np.mean([update(client)["w"] for client in range(clients)], axis=0, dtype=np.float64)
-
-
-def where(array: Array) -> str:
-    """Which file an array's memory is of; empty: of none, it is the process' own."""
-    address = array.__array_interface__["data"][0]
-    with open("/proc/self/maps", encoding="ascii") as maps:
-        for line in maps:
-            first, last = (int(part, 16) for part in line.split()[0].split("-"))
-            if first <= address < last:
-                return line.split(maxsplit=5)[5].strip() if len(line.split()) > 5 else ""
-    raise AssertionError("it is not mapped")
 
 
 def made(aggregator: lifl.Aggregator, value: float = 1.0) -> lifl.FoldResult:
@@ -81,14 +71,14 @@ def test_a_chain_of_links_counts_each_update_once_though_workers_and_the_node_di
 
 def test_a_large_result_is_read_where_it_is_until_the_next_one_takes_its_place(aggregator: lifl.Aggregator) -> None:
     first = made(aggregator, 1.0)
-    assert "lifl" in where(first["w"]), "it was copied"
+    assert "lifl" in mapped_file(first["w"]), "it was copied"
     with pytest.raises(ValueError, match="read-only"):
         first["w"][0] = 2.0
     own = first.copy()
     own["w"][0] = 2.0
     second = made(aggregator, 5.0)
-    assert not where(first["w"]), "the node is to have that memory"
-    assert "lifl" in where(second["w"])
+    assert not mapped_file(first["w"]), "the node is to have that memory"
+    assert "lifl" in mapped_file(second["w"])
     assert (first["w"] == 1.0).all() and (second["w"] == 5.0).all() and not first["w"].flags.writeable
     session = next(iter(aggregator._sessions.values()))
     lent = session._lent
@@ -102,15 +92,15 @@ def test_what_is_looked_at_stays_when_the_process_forks_and_when_the_node_dies(a
     first = made(aggregator, 3.0)
     child = os.fork()
     if child == 0:
-        os._exit(0 if (first["w"] == 3.0).all() and not where(first["w"]) else 1)
+        os._exit(0 if (first["w"] == 3.0).all() and not mapped_file(first["w"]) else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert not where(first["w"])
+    assert not mapped_file(first["w"])
     second = made(aggregator, 4.0)
     assert aggregator._local is not None
     psutil.Process(aggregator._local.pid).kill()
     third = made(aggregator, 5.0)
     assert (first["w"] == 3.0).all() and (second["w"] == 4.0).all() and (third["w"] == 5.0).all()
-    assert not where(second["w"])
+    assert not mapped_file(second["w"])
 
 
 def test_folds_of_other_models_have_the_room_in_turn_and_at_once_only_where_there_is_enough() -> None:
@@ -130,8 +120,8 @@ def test_folds_of_other_models_have_the_room_in_turn_and_at_once_only_where_ther
 def test_a_result_outlives_its_aggregator() -> None:
     with lifl.Aggregator(":local:") as own:
         result = made(own, 7.0)
-        assert "lifl" in where(result["w"])
-    assert not where(result["w"])
+        assert "lifl" in mapped_file(result["w"])
+    assert not mapped_file(result["w"])
     kept: Any = result["w"][10:20]
     del result
     gc.collect()

@@ -73,7 +73,7 @@ def _plan(rng: random.Random, name: str, jobs: int, style: str) -> JobPlan:
     return JobPlan(config, rng.choice(models), max(goal, int(goal * rng.choice([1, 1.5, 2.0]))))
 
 
-MODES = ("moves", "drains", "stalls", "changes", "returns")
+MODES = ("moves", "drains", "stalls", "changes", "returns", "lends")
 """What a life may have beside what all have (`Cluster`)."""
 
 

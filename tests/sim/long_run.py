@@ -3,10 +3,10 @@
     make sim-long LIVES=100000 [FIRST=0] [CORES=1]
 
 Each seed is lived on one host, on three, on three of which any may coordinate, on three such whose nodes stand still
-for a while, and on one and on three such whose jobs come back when they are over, in as many processes as there are
-cores.  The first seed is the one after all that were lived before.  A line tells how far it is; the failing seeds come
-at the end, and `make sim SEED=... HOSTS=... [MOVES=1] [STALLS=1] [RETURNS=1]` tells each of them again.  Exit code 1:
-there are some.
+for a while, on one and on three such whose jobs come back when they are over, and on one and on three such whose
+clients map their models, in as many processes as there are cores.  The first seed is the one after all that were lived
+before.  A line tells how far it is; the failing seeds come at the end, and `make sim SEED=... HOSTS=... [MOVES=1]
+[STALLS=1] [RETURNS=1] [LENDS=1]` tells each of them again.  Exit code 1: there are some.
 
 What was done is added to the ledger (`tests/proof.py`), and docs/proof.md says the sum; also of a run that is ended
 before its time by ^C or SIGTERM.
@@ -38,6 +38,8 @@ MODES: tuple[dict[str, Any], ...] = (
     {"hosts": 3, "moves": True, "stalls": True},
     {"hosts": 1, "returns": True},
     {"hosts": 3, "moves": True, "returns": True},
+    {"hosts": 1, "lends": True},
+    {"hosts": 3, "moves": True, "lends": True},
 )
 PROGRESS_S = 1.0
 GARBAGE = 100_000, 20, 100

@@ -23,7 +23,7 @@ from lifl.core.agent.model_slot import ModelSlot
 from lifl.core.agent.orphans import Orphans
 from lifl.core.agent.partial_transfers import PartialTransfers
 from lifl.core.agent.pool import Pool
-from lifl.core.agent.quota import Quota
+from lifl.core.agent.quota import Loans, Quota
 from lifl.core.agent.task_table import TaskTable
 from lifl.core.agent.uploads import Uploads
 from lifl.core.coordinator.answers import Answers
@@ -393,6 +393,11 @@ def models_change_without_a_word(patch: Patch) -> None:
     patch.setattr(ModelSlot, "model", property(lambda self: self._model, set_model))
 
 
+def loans_end_with_the_gateway(patch: Patch) -> None:
+    """What clients have mapped is freed when the gateway dies that has handed it on."""
+    patch.setattr(Loans, "of", lambda _loans, _key: 0)
+
+
 class Plant(NamedTuple):
     """A planted bug, the check that must find it, and in which lives: from the seed `begin` on, at most so many."""
 
@@ -408,9 +413,11 @@ class Plant(NamedTuple):
     stalls: bool = False
     changes: bool = False
     returns: bool = False
+    lends: bool = False
 
 
 PLANTS = (
+    Plant(loans_end_with_the_gateway, "freed-never-read", begin=23, lends=True),
     Plant(priorities_are_ignored, "in-line", returns=True),
     Plant(a_paused_job_holds_up_the_line, "in-line", returns=True, begin=75),
     Plant(rounds_open_while_one_is_evaluated, "evaluated", returns=True, begin=35),

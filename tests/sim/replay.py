@@ -1,6 +1,6 @@
 """One life of the simulator, told event by event; or a recording of a real engine.
 
-    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1] [STALLS=1] [CHANGES=1] [RETURNS=1]]
+    make sim SEED=17 [HOSTS=3 [MOVES=1] [DRAINS=1] [STALLS=1] [CHANGES=1] [RETURNS=1] [LENDS=1]]
     make sim RECORDING=FILE
 
 Of a life each line has the virtual time, the host, and what happened: an event that its engine was given (``<-``), an

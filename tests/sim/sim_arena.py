@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 from sim_checks import must
 
@@ -114,11 +114,11 @@ class SimStore:
     def end_job(self, job: int) -> None:
         """Expect no more objects of this job."""
 
-    def begin_again(self) -> None:
+    def begin_again(self, lent: Collection[Key] = ()) -> None:
         """Do what a new daemon does first: free what is of no use to it, and make the allocator anew for the rest."""
         for key, thing in list(self.things.items()):
             of_use = thing.kind in self.KEPT if thing.sealed else thing.kind is Kind.UPDATE
-            if not of_use:
+            if not of_use and key not in lent:
                 self.free(key)
         self.allocator = Allocator(self.allocator.begin, self.allocator.end)
         self.allocator.adopt([(thing.offset, thing.nbytes) for thing in self.things.values()])

@@ -148,7 +148,8 @@ class Clients:
         host.questions[conn] = client.job.name, number
         if client.wants_model:
             client.wants_model = False
-            host.to_daemon.append(gm.WantModel(conn, client.job.name, number))
+            lend = cluster.lends and client.direct
+            host.to_daemon.append(gm.WantModel(conn, client.job.name, number, lend=lend))
             return
         client.submitting, client.awaiting = None, number
         admit = gm.Admit(conn, client.name, client.job.name, number, client.weight, client.metrics, client.direct)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sim_checks import must
 from sim_host import Host, Reader
 
+from lifl.core.agent.model_service import LOAN
 from lifl.core.ids import Key, Kind
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import gateway as gm
@@ -54,6 +55,9 @@ class Gateways:
                 assert conn in host.by_conn or not waits, "nobody sends that update"
                 for received_bytes in range(1, 1 + self._cluster.rng.randrange(3)):
                     host.to_daemon.append(gm.Progress(packed, received_bytes))
+            case gm.ModelGranted(conn, lent=True):
+                host.questions.pop(conn, None)
+                host.loans[Key.unpack(effect.key)] += 1
             case gm.ModelGranted(conn, job, _round, packed):
                 host.questions.pop(conn, None)
                 if conn in host.by_conn:  # from a copy of it the gateway serves others, until it is told
@@ -101,7 +105,9 @@ class Gateways:
     # ---- what it does ----------------------------------------------------------------------------------------------
 
     def choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
-        """Add what the gateway of a host could do, or say, now."""
+        """Add what the gateway of a host could do, or say, now, and who may give a model back."""
+        if host.loans and not (self._cluster.keeps_loans and self._goes_on()):
+            found += [partial(self.give_back, host, key) for key in host.loans]
         if host.gateway_killed:
             found.append(partial(self._cluster.lives.kill_gateway, host))
             return
@@ -150,6 +156,26 @@ class Gateways:
                 copy.sealed, copy.content = True, Counter(thing.content)
                 other.to_daemon.append(gm.FetchEnded(key.pack(), "", 1))
         host.to_daemon.append(gm.ModelSent(reader.conn, reader.key.pack(), 1))
+
+    def _goes_on(self) -> bool:
+        """Return whether anything may come of waiting for longer: not if all jobs stand in line for what is lent."""
+        engine = self._cluster.home.engine
+        coordinator = engine.coordinator if engine is not None else None
+        quiet = self._cluster.faults.is_quiet
+        return not quiet or coordinator is None or not all(job.queued for job in coordinator.running.values())
+
+    def give_back(self, host: Host, key: Key) -> None:
+        """Let the last array over a model that is lent go: its bytes were its own until now."""
+        thing = host.store.things.get(key)
+        must(thing is not None and thing.sealed, "freed-never-read", f"model {key} is lent")
+        host.loans -= Counter((key,))
+        if host.engine is not None and not (key in host.lent_before and host.loans[key]):
+            host.lent_before.discard(key)
+            self._cluster.handle(host, gm.ModelSent(LOAN, key.pack(), 0))
+
+    def loans(self) -> list[tuple[Host, Key]]:
+        """Return what clients have mapped."""
+        return [(host, key) for host in self._cluster.hosts.values() for key in host.loans]
 
     # ---- between gateways ------------------------------------------------------------------------------------------
 

@@ -60,6 +60,9 @@ class Host:
         self.questions: dict[int, tuple[str, int]] = {}  # by connection: the job and round of what it waits for
         self.receiving: dict[Key, tuple[int, str]] = {}  # the connection, and whose it is (empty: another node's)
         self.readers: list[Reader] = []
+        self.loans: Counter[Key] = Counter()  # models that clients have mapped, for as long as they like
+        self.lent_before: set[Key] = set()  # those of them that an earlier life of the daemon has lent
+        self.beat = 0  # what it has told its coordinator of them
         self.copied: dict[str, bytes] = {}  # by job: the model that it may serve from a copy
         self.transfers: list[Any] = []  # what it carries and fetches
         # the journal: its files survive the machine's memory, what is under way does not survive the process

@@ -10,7 +10,7 @@ from sim_checks import must
 
 from lifl.core import events as ev
 from lifl.core.coordinator.job_queue import QUEUED
-from lifl.core.ids import Key, round_of
+from lifl.core.ids import Key, Kind, round_of
 from lifl.core.protocol.gateway import GatewayLost
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Lives:
         elif host.buried:
             cluster.handle(host, ev.LifeEnded())
             host.incarnation += 1
-        host.linked, host.buried, host.leader = True, False, cluster.home
+        host.linked, host.buried, host.leader, host.beat = True, False, cluster.home, 0
         moved, host.term = host.term != cluster.term, cluster.term
         cluster.handle(cluster.home, host.up())
         if host.linked:  # else the coordinator died of it
@@ -52,7 +52,8 @@ class Lives:
         cluster = self._cluster
         host.begin(coordinates=False, now=cluster.now)
         host.incarnation += 1
-        cluster.handle(host, ev.ArenaAdopted(*self._left_in(host), host.stored()))
+        lent = self._lent_in(host)
+        cluster.handle(host, ev.ArenaAdopted(*self._left_in(host), host.stored(), lent))
 
     def unlink(self, host: Host) -> None:
         """Break the connection: what was on its way on it is lost; what its gateway sends may come later."""
@@ -98,8 +99,9 @@ class Lives:
         for other in [other for other in self._cluster.hosts.values() if other.leader is host]:
             self._lose(other)
         if keep:
-            host.store.begin_again()
+            host.store.begin_again(host.loans.keys())
         else:
+            host.loans.clear()
             host.store = SimStore(host.arena_bytes, host.number)
             host.store.now = self._cluster.now
 
@@ -152,11 +154,11 @@ class Lives:
         durable = all(job.config.job.durability == "disk" for job in cluster.jobs.values())
         self._end(home, keep=not durable or cluster.rng.random() < 0.5)  # else the power was off
         home.begin(coordinates=True, now=cluster.now)
-        orphans, unsealed = self._left_in(home)
+        lent, (orphans, unsealed) = self._lent_in(home), self._left_in(home)
         running = {job.number for job in self._known() if not job.over}
         home.journal = {at: updates for at, updates in home.journal.items() if at[0] in running}
         stored = home.stored()
-        self._tell(home, [ev.ArenaAdopted({}, unsealed, stored), *self._resuming(orphans, stored)])
+        self._tell(home, [ev.ArenaAdopted({}, unsealed, stored, lent), *self._resuming(orphans, stored)])
 
     def _tell(self, host: Host, events: list[object]) -> None:
         engine, term = host.engine, self._cluster.term
@@ -241,11 +243,20 @@ class Lives:
         return events
 
     @staticmethod
+    def _lent_in(host: Host) -> tuple[Key, ...]:
+        """Return the models that clients have mapped since an earlier life; those given back meanwhile are freed."""
+        store = host.store
+        for key in [key for key, thing in store.things.items() if thing.kind is Kind.MODEL and key not in host.loans]:
+            store.free(key)
+        host.lent_before = set(host.loans)
+        return tuple(host.loans)
+
+    @staticmethod
     def _left_in(host: Host) -> tuple[dict[int, tuple[ev.Orphan, ...]], tuple[Key, ...]]:
         """Return the sealed objects by job, and those that are not sealed."""
         found: dict[int, list[ev.Orphan]] = {}
         for key, thing in host.store.things.items():
-            if thing.sealed:
+            if thing.sealed and key not in host.loans:
                 found.setdefault(thing.job, []).append((key, thing.kind, thing.epoch, list(thing.members)))
         unsealed = tuple(key for key, thing in host.store.things.items() if not thing.sealed)
         return {number: tuple(orphans) for number, orphans in found.items()}, unsealed

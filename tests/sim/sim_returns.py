@@ -21,6 +21,7 @@ from lifl.core import events as ev
 from lifl.core.agent.task_table import is_at
 from lifl.core.config.edits import edited
 from lifl.core.coordinator.job_queue import QUEUED
+from lifl.core.engine import hosted_bytes
 from lifl.core.errors import Refused
 from lifl.core.protocol import worker as wm
 
@@ -186,6 +187,7 @@ class Returns:
             given = sum(rooms.get(node, 0) for rooms in promised.values())
             must(given <= total, "in-line", f"{given} bytes of the arena of node {node} are promised, it has {total}")
         free = total - sum(promised.get(number, {}).get(home, 0) for number, job in running.items() if not job.queued)
+        free -= hosted_bytes(self._cluster.engine)  # what clients have as loans, which they give back
         wanted = min(running[first[1]].spec.bytes_min(), total)
         must(wanted > free, "in-line", f"job {first[1]} waits for {wanted} bytes, and {free} are free")
 

@@ -33,7 +33,7 @@ from sim_workers import SimWorker, Workers
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.coordinator.round import Round
-from lifl.core.engine import Engine
+from lifl.core.engine import Engine, hosted_bytes
 from lifl.core.errors import Refused
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import journal as jm
@@ -68,7 +68,8 @@ class Cluster:
     With `drains` the user drains hosts, and takes that back.  With `stalls` whole hosts stand still for a while, and
     connections are half open: who has left one asks again over another, while the answer to the first is lost.  With
     `changes` the user pauses jobs and changes their config; with `returns` those that are over come back, too
-    (`sim_returns.py`).  With `strict` no known fault is tolerated.
+    (`sim_returns.py`).  With `lends` direct clients map the models that they ask for, and keep them for as long as they
+    like: in every second life as long as anything else can happen.  With `strict` no known fault is tolerated.
     """
 
     def __init__(
@@ -84,12 +85,15 @@ class Cluster:
         stalls: bool = False,
         changes: bool = False,
         returns: bool = False,
+        lends: bool = False,
     ) -> None:
         self.seed = seed
         self.strict = strict
         self.moves = moves
         self.drains = random.Random(f"drains {seed}") if drains else None
         self.stalls = random.Random(f"stalls {seed}") if stalls else None
+        self.lends = lends
+        self.keeps_loans = bool(seed % 2)
         self.term = 0
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -316,7 +320,9 @@ class Cluster:
         if unlinked is not None and self.hears and not self.asleep(unlinked):
             return partial(self.lives.settle, unlinked)
         due = self._next_time()
-        return partial(self._wait, due) if due is not None else None
+        if due is not None:
+            return partial(self._wait, due)
+        return next((partial(self.gateways.give_back, *each) for each in self.gateways.loans()), None)
 
     def _choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
         """Add what could happen on a host that is up and does not stand still."""
@@ -332,10 +338,19 @@ class Cluster:
         if host.due is not None and host.due <= self.now:
             found.append(lambda: self.handle(host, ev.Tick()))
         self.gateways.choices(host, found)
+        if self.lends and self.hears and host.leader is self.home and hosted_bytes(host.engine) != host.beat:
+            found.append(partial(self._beat, host))
         if host.to_journal or host.from_journal:
             self.journals.choices(host, found)
         if host.workers:
             self.workers.choices(host, found)
+
+    def _beat(self, host: Host) -> None:
+        """Tell the coordinator what a node's clients have as loans, as a heartbeat does."""
+        assert host.engine is not None
+        load, host.beat = host.engine.agent.load, hosted_bytes(host.engine)
+        told = (load.capacity, load.rate_at(self.now), load.execution_s)
+        self.handle(self.home, ev.NodeLoadTold(host.number, *told, host.beat))
 
     def _agent_choices(self, host: Host) -> list[Callable[[], Any]]:
         found: list[Callable[[], Any]] = []

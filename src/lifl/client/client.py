@@ -35,6 +35,7 @@ from lifl.client.buffers import Buffers
 from lifl.client.gateways import OVER_CODES, Gateways
 from lifl.client.home import Home, pause
 from lifl.client.kept_updates import keep_update, kept_in
+from lifl.client.loans import Loans
 from lifl.client.outcomes import JobCancelled, JobFailed, RoundEnded, Settled, Submission
 from lifl.client.properties import properties_of
 from lifl.client.round import Round
@@ -117,6 +118,7 @@ class Client:
         self._layout: Layout | None = None
         self._books = Books(job)
         self._buffers = Buffers()
+        self._loans = Loans()
         self._home = Home(
             nodes,
             self._books,
@@ -366,12 +368,13 @@ class Client:
         number = round_.number + (round_.kind == "evaluate")  # of the round that starts from it
         nbytes = round_.layout.data_bytes
 
-        def fetch(stream: Stream, ways: Split) -> dict[str, Array]:
+        def asked(stream: Stream, ways: Split) -> cm.Model:
             layout = round_.layout
             digests = cm.DIGESTS in stream.knows
             digest = layout.digest if digests else msgspec.UNSET
-            stream.send(cm.GetModel(self.job, number, digest=digest, streams=ways.asked))
-            answer = self._home.answer(stream, number, cm.Model | cm.Refusal)
+            lend = True if self._loans.asks(stream, nbytes) else msgspec.UNSET
+            stream.send(cm.GetModel(self.job, number, digest=digest, streams=ways.asked, lend=lend))
+            answer: cm.Model | cm.Refusal = self._home.answer(stream, number, cm.Model | cm.Refusal)
             if isinstance(answer, cm.Refusal):
                 if answer.code in OVER_CODES and stream is self._home.stream:
                     raise RoundEnded(answer.text)
@@ -379,9 +382,18 @@ class Client:
             same = answer.digest == digest if digests else answer.tensors == layout.tensors
             if not same or answer.data_bytes != layout.data_bytes:
                 raise RemoteFault(f"the model of round {round_.number} differs from what its selection announced")
+            return answer
+
+        def fetch(stream: Stream, ways: Split) -> dict[str, Array]:
+            answer = asked(stream, ways)
+            if isinstance(answer.offset, int):
+                lent = self._loans.take(stream, answer.offset, nbytes)
+                if lent is not None:
+                    return as_model(round_.layout, lent)
+                answer = asked(stream, ways)  # it could not be mapped
             data = _memory(self._buffers, round_)
             ways.receive_into(answer.transfer, data.data)
-            return as_model(layout, data)
+            return as_model(round_.layout, data)
 
         try:
             return self._home.retrying(lambda home: self._gateways.do(home, number, split(self.client, nbytes, fetch)))

@@ -46,6 +46,8 @@ SEND_VIEWS_MAX = 256
 SEND_BYTES = 4 * 1024 * 1024
 """Bytes in one `sendmsg`: how often progress is told."""
 RECEIVE_BYTES = 1024 * 1024
+DESCRIPTORS_MAX = 2
+"""Of them come along with a frame."""
 
 T = TypeVar("T")
 
@@ -123,6 +125,8 @@ class Stream:
         _streams.add(self)
         self.is_local = self._sock.family == getattr(socket, "AF_UNIX", None)
         secured = isinstance(self._sock, TlsSocket)
+        self.direct = False
+        """The node has said that it lets us have its memory."""
         self.streams = 1 if self.is_local else streams_for(dialler.streams, _cores(), secured)
         """Over how many connections a large body may go: by this client, and from `greet` on by the node, too."""
         self._decoder: FrameDecoder[cm.ToClient] = FrameDecoder(cm.ToClient)
@@ -152,6 +156,7 @@ class Stream:
             raise Refused("wrong-version", "version", fault)
         self.knows = frozenset(answer.knows)
         self.node = answer.node
+        self.direct = answer.direct
         self.streams = min(self.streams, answer.streams)
         self.patience(None)
 
@@ -285,7 +290,7 @@ class Stream:
         return msgspec.structs.replace(selected, tensors=self._tensors[selected.job])
 
     def _receive_with_rights(self, sock: socket.socket, nbytes: int) -> bytes:
-        room = socket.CMSG_SPACE(array.array("i").itemsize)
+        room = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
         data, ancillary, _flags, _address = sock.recvmsg(nbytes, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, rights in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -385,6 +390,15 @@ def shut(stream: Stream) -> None:
     """End a connection: a thread that waits on it wakes with an error, or the end; it is still to be closed."""
     with suppress(OSError):  # it has ended
         stream._sock.shutdown(socket.SHUT_RDWR)
+
+
+def loan_of(stream: Stream) -> tuple[int, int]:
+    """Return the two descriptors that have come with a model that is lent; they are the caller's: segment and end."""
+    if len(stream._descriptors) != DESCRIPTORS_MAX:
+        raise RemoteFault("the node lends us a model but sent no descriptors of it")
+    segment, end = stream._descriptors
+    stream._descriptors = []
+    return segment, end
 
 
 def lent_bytes(stream: Stream, offset: int, nbytes: int) -> Readable:

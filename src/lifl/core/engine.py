@@ -307,9 +307,12 @@ def _coordinators(engine: Engine) -> tuple[Coordinator, ...]:
 
 
 def hosted_bytes(engine: Engine) -> int:
-    """Return the bytes of the arena that the node's own sessions have: nobody who coordinates can give them to jobs."""
-    hosted = engine.hosting.running if engine.hosting is not None else ()
-    return sum(map(engine.agent.quota.held_bytes, hosted))
+    """Return the bytes of the arena that nobody who coordinates can give to jobs.
+
+    That is what the node's own sessions have, and what its clients have as loans.
+    """
+    hosted, quota = engine.hosting.running if engine.hosting is not None else (), engine.agent.quota
+    return sum(map(quota.held_bytes, hosted)) + quota.loans.taken_bytes
 
 
 def _tell_home(engine: Engine) -> None:

@@ -283,11 +283,13 @@ class ArenaAdopted(Event, frozen=True):
 
     `orphans` are sealed objects by their jobs' numbers, of which the coordinator is to tell what counts; `unsealed` are
     updates that a client of the same machine may still be writing.  `stored` is what is on the disk, by job and epoch.
+    `lent` are models that clients have as loans still.
     """
 
     orphans: dict[int, tuple[Orphan, ...]]
     unsealed: tuple[Key, ...]
     stored: dict[int, tuple[tuple[int, tuple[Stored, ...]], ...]] = {}
+    lent: tuple[Key, ...] = ()
 
 
 class RowsWritten(Event, frozen=True):

@@ -53,6 +53,7 @@ from lifl.node.http_door import HttpDoor, check_library
 from lifl.node.journal.journal import FOLDER as JOURNAL_FOLDER
 from lifl.node.journal.journal import Journal
 from lifl.node.keeper import Keeper
+from lifl.node.loans import Loans
 from lifl.node.locks import StateLocks
 from lifl.node.log_file import set_up_log
 from lifl.node.meters import Meters
@@ -157,7 +158,7 @@ class Daemon:
         rows, jobs, self.succession = open_rows(self.store, folder, number, shared)
         opened.callback(jobs.close)
         hands = (self.gateway, self.zygote, self.journal, self.workers, rows, jobs, self.cli, self._meters)
-        self._performer = Performer(*hands, *self._models, self._worker_stopped, self._unsendable)
+        self._performer = Performer(*hands, *self._models, self._loans, self._worker_stopped, self._unsendable)
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
         self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
@@ -213,6 +214,8 @@ class Daemon:
         passed = [locks.children, tcp.fileno(), unix.fileno()]
         self.gateway = self._child("lifl.node.gateway.main", gateway, passed, gm.FromGateway, self._from_gateway)
         opened.callback(self.gateway.stop, CHILD_END_S)
+        lending = Loans(self.arena, self.gateway, lambda over: self._driver.handle(over))  # noqa: PLW0108 - made later
+        self._loans = opened.enter_context(contextlib.closing(lending))
         if self._privileged.http is not None:
             doors = (self._privileged.http, self.credentials.contexts, self.gateway, [locks.children])
             with told(self.folder):
@@ -238,7 +241,8 @@ class Daemon:
         """
         failpoints.hit("lifld.children.before")
         self.zygote.start()
-        left = Left(self.arena, await unless(self.done, self.journal.left(), lambda: self.failure), self.journal.send)
+        journals = await unless(self.done, self.journal.left(), lambda: self.failure)
+        left = Left(self.arena, journals, self.journal.send, self._loans.found())
         resumed = resume_jobs(self._driver.handle, self.store, left, coordinates(self.config), self.folder)
         self.gateway.start()
         self._tell_gateway()
@@ -374,13 +378,14 @@ class Daemon:
             case gm.CarryEnded() | gm.FetchEnded() if message.error:
                 what = "carry" if isinstance(message, gm.CarryEnded) else "fetch"
                 log.warning("%s.failed key=%s %s", what, Key.unpack(message.key), message.error)
-        self._driver.handle(message)
+        self._driver.handle(self._loans.told(message))
 
     def _gateway_gone(self) -> None:
         log.warning("gateway.ended %s", self.gateway.last_words() or "without a word")
         self.status.gateway_stats = None
         self._callers.gone()
         self._mend()
+        self._loans.gateway_gone()
         self._driver.handle(gm.GatewayLost())
         self._loop.call_soon(self._tell_gateway)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 
+from lifl.core.agent.quota import LOANS_MAX
 from lifl.core.config.node import NodeConfig
 from lifl.core.errors import ResourceFault
 from lifl.core.limits import CLI_CONNECTIONS_MAX, GREETINGS_MAX, JOBS_MAX, NODES_MAX, SEGMENTS_ENDED_MAX
@@ -32,7 +33,7 @@ def gateway_needs(connections_max: int) -> int:
 def lifld_needs(workers: int, clustered: bool) -> int:
     """Return the descriptors of a `lifld` that has so many workers, and is in a cluster or not."""
     peers = NODES_MAX + GREETINGS_MAX if clustered else 0
-    return LIFLD_RESERVED + SEGMENTS + CLI_CONNECTIONS_MAX + PER_WORKER * workers + peers
+    return LIFLD_RESERVED + LOANS_MAX + SEGMENTS + CLI_CONNECTIONS_MAX + PER_WORKER * workers + peers
 
 
 def connections_max(config: NodeConfig) -> int:

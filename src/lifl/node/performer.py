@@ -22,6 +22,7 @@ from lifl.node.database import DatabaseFault
 from lifl.node.durable_rows import DurableRows
 from lifl.node.journal.journal import Journal
 from lifl.node.keeper import Keeper
+from lifl.node.loans import Loans
 from lifl.node.meters import Meters
 from lifl.node.outbound.outbound import Outbound
 from lifl.node.store import NodeStore, trim_rounds
@@ -58,6 +59,7 @@ class Performer:
         meters: Meters,
         keeper: Keeper,
         outbound: Outbound,
+        loans: Loans,
         on_stopped: Callable[[int], None],
         on_unsendable: Callable[[int | str, str], None],
     ) -> None:
@@ -65,6 +67,7 @@ class Performer:
         self.keeper, self.outbound = keeper, outbound
         outbound.freed = lambda kept: keeper.keep(kept, outbound.needed(kept.number))
         self.trackers: Trackers | None = None
+        self._loans = loans
         self._on_unsendable = on_unsendable
         self._gateway = gateway
         self._zygote = zygote
@@ -85,7 +88,7 @@ class Performer:
         """
         messages: list[Any] = []  # those to the gateway that follow one another
         for done, effect in enumerate(effects):
-            if type(effect) in TO_GATEWAY:
+            if type(effect) in TO_GATEWAY and not (isinstance(effect, gm.ModelGranted) and effect.lent):
                 messages.append(effect)
                 continue
             self._send_gateway(messages)
@@ -93,7 +96,10 @@ class Performer:
             if isinstance(effect, fx.ROWS):  # it takes as long as the disk does
                 self._gateway.flush()
             try:
-                self._perform(effect)
+                if isinstance(effect, gm.ModelGranted):
+                    self._loans.grant(effect)
+                else:
+                    self._perform(effect)
             except FrameTooLong as fault:
                 self._unsendable(effect, fault)
             except DatabaseFault as fault:

@@ -18,7 +18,7 @@ from lifl.core import events as ev
 from lifl.core.coordinator.evaluation import values_of_evaluation
 from lifl.core.coordinator.job_queue import QUEUED
 from lifl.core.errors import Refused, RemoteFault
-from lifl.core.ids import ATTEMPTS_MAX, Kind, is_hosted
+from lifl.core.ids import ATTEMPTS_MAX, Key, Kind, is_hosted
 from lifl.core.limits import (
     LOSS_ROUNDS_MAX,
     RELIABILITY_CLIENTS_MAX,
@@ -43,11 +43,13 @@ OVER_REMEMBERED = 64
 
 
 class Left(NamedTuple):
-    """What earlier lives have left: in the arena, and on the disk, by job and epoch; `forget` drops some of that."""
+    """What earlier lives have left: in the arena, and on the disk, by job and epoch; `forget` drops some of that.
+    Models that are `lent` are their clients' until these give them back."""
 
     arena: OwnedArena
     journals: Mapping[int, Mapping[int, tuple[Stored, ...]]]
     forget: Callable[[DropUpdates], None]
+    lent: tuple[Key, ...] = ()
 
 
 class Resumed(NamedTuple):
@@ -73,7 +75,8 @@ def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool,
         if is_hosted(number) == coordinates:  # the node was of a cluster and is not any more, or the other way round
             store.drop_job(number)
     # Before anything is allocated anew.
-    orphans = _orphans(arena, {row.number for row in store.jobs() if isinstance(row, JobRow) and row.config.is_fold})
+    folds = {row.number for row in store.jobs() if isinstance(row, JobRow) and row.config.is_fold}
+    orphans = _orphans(arena, folds, left.lent)
     unsealed = tuple(key for key, entry in arena.live() if entry.state == ObjectState.WRITING)
     running, over, unreadable = known_jobs(store, arena.node, state)
     # What was left of a job that is over, or (of those that this node runs) of none that is known, is not wanted.
@@ -85,7 +88,7 @@ def resume_jobs(handle: Handle, store: NodeStore, left: Left, coordinates: bool,
     stored = _wanted(left, store, ended) if coordinates else left.journals
     adopted = {number: tuple(epochs.items()) for number, epochs in stored.items()}
     of_cluster = {number: found for number, found in orphans.items() if not (coordinates or is_hosted(number))}
-    handle(ev.ArenaAdopted(of_cluster, unsealed, adopted))
+    handle(ev.ArenaAdopted(of_cluster, unsealed, adopted, left.lent))
     for facts, history, status, reason in over:
         if coordinates or is_hosted(facts.number):  # else it is the cluster's by now, or of a cluster that was left
             handle(ev.JobRecalled(facts, history, status, reason))
@@ -187,15 +190,15 @@ def _claim(row: JobRow, folder: Path, node: int) -> None:
         log.warning("folder.unclaimed job=%s %s", row.name, refused)  # its disk may be full, or not there yet
 
 
-def _orphans(arena: OwnedArena, sessions: Collection[int]) -> dict[int, tuple[ev.Orphan, ...]]:
-    """Return the sealed updates and partials by the number of their job; free everything else that is sealed.
+def _orphans(arena: OwnedArena, sessions: Collection[int], lent: Collection[Key]) -> dict[int, tuple[ev.Orphan, ...]]:
+    """Return the sealed updates and partials by the number of their job; free all else but what is lent.
 
     Models and the rule's states are read from the last checkpoint: what made an uncommitted one is still here.  Those
     of `sessions` of folds are in the arena alone.
     """
     found: dict[int, list[ev.Orphan]] = {}
     for key, entry in arena.live():
-        if entry.state == ObjectState.WRITING:
+        if entry.state == ObjectState.WRITING or key in lent:
             continue
         of_session = entry.job in sessions and entry.kind in (Kind.MODEL, Kind.STATE)
         if entry.kind not in (Kind.UPDATE, Kind.PARTIAL, Kind.NARROW_PARTIAL, Kind.EARLIER_PARTIAL) and not of_session:

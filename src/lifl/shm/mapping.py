@@ -20,6 +20,7 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 import weakref
 from collections.abc import Callable
 
@@ -32,10 +33,14 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000  # Linux's, not in Python 3.11
 _MREMAP_TO = 3
 """MREMAP_MAYMOVE and MREMAP_FIXED."""
+_POPULATE_READ = 22
 _POPULATE_WRITE = 23
 _COLLAPSE = 25
 _TRIES = 3
 _FAILED = ctypes.c_void_p(-1).value
+_PAGE = struct.Struct("=Q")
+"""What the kernel tells of a page (its Documentation/admin-guide/mm/pagemap.rst)."""
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -123,6 +128,56 @@ class Readable:
             code = ctypes.get_errno()
             _libc.munmap(copy, self._nbytes)
             raise ResourceFault(f"cannot keep {self._nbytes} bytes of shared memory as a copy: {os.strerror(code)}")
+
+
+class Borrowed:
+    """Bytes of the segment `fd` from `offset` on, which begin at a page, as `view`: to be read, and to be written.
+
+    What is written is this process' own, a copy made page by page; nobody else sees it.  All is unmapped when the last
+    view has gone, and just before that `ended(address, nbytes)` is called.  Nobody may write to those bytes of the
+    segment until then.  The descriptor stays the caller's.  Raise `ResourceFault` when there is no room for it.
+    """
+
+    def __init__(self, fd: int, offset: int, nbytes: int, ended: Callable[[int, int], None]) -> None:
+        reserved_bytes = nbytes + 2 * HUGE_PAGE_BYTES
+        reserved = _map(None, reserved_bytes, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+        first = -(-reserved // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        self.address = first + offset % HUGE_PAGE_BYTES
+        self.nbytes = nbytes
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        try:
+            _map(self.address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
+        except ResourceFault:
+            _libc.munmap(reserved, reserved_bytes)
+            raise
+        _libc.madvise(self.address, nbytes, _POPULATE_READ)  # or the first reads do that
+        memory = (ctypes.c_ubyte * nbytes).from_address(self.address)
+        weakref.finalize(memory, self._unmap, (reserved, reserved_bytes), ended, (self.address, nbytes)).atexit = False
+        self.view = memoryview(memory).cast("B")
+
+    @staticmethod
+    def _unmap(reserved: tuple[int, int], ended: Callable[[int, int], None], at: tuple[int, int]) -> None:
+        try:
+            ended(*at)
+        finally:
+            _libc.munmap(*reserved)
+
+
+def own_pages(address: int, nbytes: int, samples: int) -> int:
+    """Return how many of so many pages of a `Borrowed` memory, equally far apart, have been written to.
+
+    0 where the kernel does not tell.
+    """
+    found = 0
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pages:
+            for sample in range(samples):
+                page = (address + sample * nbytes // samples) // mmap.PAGESIZE
+                (about,) = _PAGE.unpack(os.pread(pages.fileno(), _PAGE.size, page * _PAGE.size))
+                found += about & (_PRESENT | _SWAPPED) != 0 and not about & _OF_FILE
+    except (OSError, struct.error):
+        return 0
+    return found
 
 
 def _map(address: int | None, nbytes: int, access: int, flags: int, fd: int, begin: int = 0) -> int:

@@ -237,6 +237,11 @@ class OwnedArena(Arena):
         """Note that a process gets the object's segment that may outlive its job.  Raise `StaleKey`."""
         self.places.lend(self._entry_of(key).segment)
 
+    def place(self, key: Key) -> tuple[int, int, int]:
+        """Return the descriptor of the object's segment, where it begins there, and its bytes.  Raise `StaleKey`."""
+        entry = self._entry_of(key)
+        return self.places.descriptor(entry.segment), entry.offset, entry.extent_bytes
+
     def end_job(self, job: int) -> None:
         """Note that no more objects of the job will come."""
         self._check_open()

@@ -175,6 +175,8 @@ class Agent:
                 self.journal.adopt(number, epoch, stored)
         for key in event.unsealed:
             self.uploads.rest(key)
+        for key in event.lent:
+            self.models.adopt_lent(key)
 
     def keep(self, number: int, orphans: list[ev.Orphan]) -> None:
         """Keep what an earlier life has sealed for a job until that is opened."""

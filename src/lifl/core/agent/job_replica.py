@@ -26,7 +26,7 @@ from lifl.core.events import Orphan
 from lifl.core.fields import Message
 from lifl.core.ids import Key, round_of
 from lifl.core.limits import COST_LINES_MAX, TEXT_CHARS_MAX
-from lifl.core.planning.arena_need import fold_bytes_min, model_bytes, round_bytes_min
+from lifl.core.planning.arena_need import model_bytes
 from lifl.core.protocol import commands as o
 from lifl.core.protocol import gateway as gm
 from lifl.core.protocol.evaluations import EvaluateModel, ModelEvaluated
@@ -49,6 +49,7 @@ class JobReplica:
         # What a user's rule has had of the arena is nobody else's, and it sees nothing of others.
         quota.begin(self.spec.number, "" if self.spec.has_code else self.spec.owner)
         quota.limit(self.spec.number, self.spec.quota.arena_share)
+        quota.loans.leave(self.spec.number, self.spec.round_bytes)
         self.slot = ModelSlot(self.spec, order.round, turn, quota)
         self.files = FileTasks(self.spec, self.slot, tasks, turn)
         self.copies = Copies(self.spec, self.slot, turn, quota, self.files)
@@ -280,10 +281,7 @@ class JobReplica:
         One that was begun when a round needed less may need more than the whole arena: then it is promised all of it.
         """
         spec = self.spec
-        bytes_min = fold_bytes_min if spec.fold else round_bytes_min
-        need = spec.room_bytes or bytes_min(
-            spec.layout, spec.aggregation, spec.clients_per_round, len(spec.state_names)
-        )
+        need = spec.room_bytes or spec.round_bytes
         if not self._quota.reserve(spec.number, min(need, self._quota.total_bytes)):
             return
         self.least_bytes = self.promised_bytes = need
@@ -360,6 +358,7 @@ class JobReplica:
         at_gateway = self.files.close() + Counter(copied)
         self._quota.release(self.spec.number)
         self._quota.limit(self.spec.number, 1.0)
+        self._quota.loans.leave(self.spec.number, 0)
         self._turn.emit(gm.JobForget(self.spec.name))
         return at_gateway
 

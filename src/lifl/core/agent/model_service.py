@@ -19,6 +19,8 @@ from lifl.core.protocol import small_models as sm
 from lifl.core.protocol.contribution import Contribution, pack_contribution
 from lifl.core.turn import Turn
 
+LOAN = 0
+"""Stands for the connection where a loan ends: it may outlive the one that it was asked for over."""
 PUT_RETRY_S = 0.2
 """How long after the arena was full for its model a host asks again."""
 FETCH_RETRY_S = 1.0
@@ -52,7 +54,10 @@ class ModelService:
             return
         self._turn.touch(replica.spec.number)
         replica.slot.wanting[event.conn] = event.round
-        replica.slot.is_lent |= event.direct
+        lend = event.lend and not replica.spec.fold
+        if lend:
+            replica.slot.borrowing.add(event.conn)
+        replica.slot.is_lent |= event.direct or lend
         with self._turn.share(replica.spec.number):
             replica.slot.serve()
 
@@ -121,8 +126,10 @@ class ModelService:
         self._turn.emit(gm.TellClient(conn, cm.packed(refusal)))
 
     def sent(self, event: gm.ModelSent) -> None:
-        """End one reading of a model."""
+        """End one reading of a model, or a loan."""
         key = Key.unpack(event.key)
+        if event.conn == LOAN:
+            self._quota.loans.end(key)
         if self._through(key):
             return
         for replica in self._replicas.values():
@@ -177,12 +184,19 @@ class ModelService:
         """Forget what a connection waits for."""
         for replica in self._replicas.values():
             replica.slot.wanting.pop(conn, None)
+            replica.slot.borrowing.discard(conn)
+
+    def adopt_lent(self, key: Key) -> None:
+        """Keep a model that an earlier life has lent until it is given back."""
+        self._quota.loans.adopt(key)
+        self._unwanted[key] += 1
 
     def gateway_lost(self) -> None:
-        """End all fetches and all readings: the gateway's process has ended."""
-        for key in self._unwanted.elements():
+        """End all fetches and all readings but the loans: the gateway's process has ended."""
+        lent = Counter({key: self._quota.loans.of(key) for key in self._unwanted})
+        for key in (self._unwanted - lent).elements():
             self._quota.free(key)
-        self._unwanted.clear()
+        self._unwanted &= lent
         self._retry_at_s = math.inf
         for replica in self._replicas.values():
             if replica.slot.fetching is not None:
@@ -190,6 +204,7 @@ class ModelService:
             replica.act(replica.copies.gateway_lost())
             unpin_sent(replica.slot, replica.files.written() + replica.copies.pinned())
             replica.slot.wanting = {}
+            replica.slot.borrowing.clear()
 
     @property
     def may_fetch(self) -> bool:

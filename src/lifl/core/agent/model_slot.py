@@ -66,6 +66,7 @@ class ModelSlot:
         self.putting: Key | None = None  # the host of a session is writing it
         self.wanting: dict[int, int] = {}  # connections that wait for the model, with the round that they named
         self.is_lent = False  # a client reads it where it is, and may keep the job's memory for longer
+        self.borrowing: set[int] = set()  # those of `wanting` that would have it as a loan
         self.pins: Counter[Key] = Counter()
         self.doomed: dict[Key, float] = {}  # replaced, but pinned: since when, the first one first
         self.readers: dict[int, Key] = {}  # by connection: what it is being sent
@@ -267,12 +268,15 @@ class ModelSlot:
             self._quota.lend(self.model)
         for conn, round_ in self.wanting.items():
             self.pins[self.model] += 1
-            self.readers[conn] = self.model
-            self._turn.emit(gm.ModelGranted(conn, self._spec.name, round_, self.model.pack()))
+            lent = conn in self.borrowing and self._quota.loans.begin(self.model, self._spec.number)
+            if not lent:
+                self.readers[conn] = self.model
+            self._turn.emit(gm.ModelGranted(conn, self._spec.name, round_, self.model.pack(), lent))
         self.wanting = {}
+        self.borrowing.clear()
 
     def sent(self, conn: int, key: Key) -> bool:
-        """End the reading of a connection; return whether the object is one of this job's."""
+        """End the reading of a connection, or a loan; return whether the object is one of this job's."""
         if self.readers.get(conn) == key:
             del self.readers[conn]
         return self.unpin(key)
@@ -308,10 +312,10 @@ def end_fetch(slot: ModelSlot) -> None:
 
 
 def unpin_sent(slot: ModelSlot, written: Counter[Key]) -> None:
-    """End all readings but those of the checkpoints that are being `written`: the gateway is gone."""
+    """End all readings but the loans, and those of the checkpoints that are being `written`: the gateway is gone."""
     slot.readers = {}
     for key in list(slot.pins):
-        while slot.pins[key] > written[key]:
+        while slot.pins[key] > written[key] + slot._quota.loans.of(key):
             slot.unpin(key)
 
 

@@ -7,7 +7,9 @@ reservations untouched.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from types import MappingProxyType
 
 from lifl.core.errors import ArenaFull
 from lifl.core.ids import Key, Kind
@@ -16,6 +18,16 @@ from lifl.core.protocol.contribution import Contribution
 
 NO_JOB = -1
 """The account of what no job has: objects of an earlier life, and those that rest."""
+LENT = -2
+"""The account of models that clients have as loans."""
+LOANS_PARTS = 8
+"""One of so many parts of the arena is what clients may have as loans, which they give back when they like."""
+LOANS_MAX = 256
+"""Loans at a time, each of which is a descriptor of `lifld`."""
+LOAN_SPARE = 2
+"""So often the room of what is lent stays free beside it: an old model may part what is free in two, and a round needs
+room for its largest object in one of them."""
+NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 class Quota:
@@ -29,6 +41,7 @@ class Quota:
         self._sizes: dict[Key, tuple[int, int]] = {}
         self._slabs: dict[int, set[Hashable]] = {}
         self._readers: dict[Key, int] = {}  # of objects that several read still: each is to free it
+        self.loans = Loans(self)
         self.peaks: dict[int, int] = {}
         self.gains = 0
         """Counts what may have given somebody room, or an address."""
@@ -56,11 +69,16 @@ class Quota:
         """Return the bytes that others cannot have: what is reserved for the job, or what its objects take."""
         return max(self._reserved.get(job, 0), self._used.get(job, 0))
 
+    def keeps_promises(self, least: Mapping[int, int] = NOTHING) -> bool:
+        """Return whether what may still be taken is free; each job may have the `least` of it that is given for it."""
+        more = sum(max(0, nbytes - self.held_bytes(job)) for job, nbytes in least.items())
+        return self.store.free_bytes >= self._promised() + more
+
     def reserve(self, job: int, nbytes: int) -> bool:
         """Set the job's reservation; return whether what is free allows it beside the others'."""
         before = self._reserved.get(job, 0)
         self._reserved[job] = nbytes
-        if self.store.free_bytes - self._promised() < 0:
+        if not self.keeps_promises():
             self._reserved[job] = before
             return False
         self.gains += nbytes < before
@@ -92,7 +110,8 @@ class Quota:
             self._used.pop(job, None)
 
     def _promised(self, but: int = -1) -> int:
-        return sum(max(0, reserved - self._used.get(job, 0)) for job, reserved in self._reserved.items() if job != but)
+        rest = sum(max(0, reserved - self._used.get(job, 0)) for job, reserved in self._reserved.items() if job != but)
+        return rest + LOAN_SPARE * self._used.get(LENT, 0)
 
     def alloc(
         self, kind: Kind, job: int, epoch: int, data_bytes: int, meta_bytes: int = 0, slab: Hashable | None = None
@@ -152,6 +171,7 @@ class Quota:
             self._readers[key] = readers - 1
             return
         self.gains += 1
+        self.loans.freed(key)
         job, nbytes = self._sizes.pop(key)
         self._used[job] -= nbytes
         self.store.free(key)
@@ -180,6 +200,9 @@ class Quota:
         for job in sums.keys() | self._used.keys():
             if sums.get(job, 0) != self._used.get(job, 0):
                 yield f"job {job} uses {sums.get(job, 0)} bytes, its account says {self._used.get(job, 0)}"
+        lent = {key for key, (job, _) in self._sizes.items() if job == LENT}
+        if lent != self.loans.keys():
+            yield f"{lent} are lent by the accounts, {self.loans.keys()} by the loans"
         if not self._readers.keys() <= self._sizes.keys():
             yield f"objects are shared that are gone: {self._readers.keys() - self._sizes.keys()}"
         if sum(sums.values()) != self.store.used_bytes:
@@ -188,3 +211,72 @@ class Quota:
     def start_peak(self, job: int) -> None:
         """Begin to watch the arena's peak for a round of the job."""
         self.peaks[job] = self.store.used_bytes
+
+
+class Loans:
+    """The models that clients of this machine have mapped, each for as long as it likes.
+
+    They take room that was promised to nobody: a job whose model is lent has its whole reservation beside it, and what
+    it may cost in pieces (`LOAN_SPARE`) stays free.  So does what the jobs that are here would have reserved if this
+    node came to coordinate them.  Where that is not there nothing is lent, and the client receives its model.  So no
+    round that has begun waits for a loan; what begins later may, until one is given back, which is a gain as any other.
+    """
+
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
+        self._least: dict[int, int] = {}  # by job: what it would have reserved if this node coordinated it
+        self._clients: Counter[Key] = Counter()  # how many have each object
+        self._jobs: dict[Key, int] = {}
+
+    def leave(self, job: int, nbytes: int) -> None:
+        """Leave a job so much of the arena, also of what is not reserved for it; 0: no more."""
+        self._least.pop(job, None)
+        if nbytes:
+            self._least[job] = nbytes
+
+    def begin(self, key: Key, job: int) -> bool:
+        """Let a client read a model of the job as long as it likes; return False when that is too much."""
+        quota, first = self._quota, key not in self._clients
+        if self._clients.total() >= LOANS_MAX:
+            return False
+        if first:
+            quota.adopt(key, LENT)
+            if quota.held_bytes(LENT) * LOANS_PARTS > quota.total_bytes or not quota.keeps_promises(self._least):
+                quota.adopt(key, job)
+                return False
+            self._jobs[key] = job
+        self._clients[key] += 1
+        return True
+
+    def adopt(self, key: Key) -> None:
+        """Take up a model that an earlier life has lent, to however many."""
+        self._quota.adopt(key, LENT)
+        self._jobs[key] = NO_JOB
+        self._clients[key] = 1
+
+    def end(self, key: Key) -> None:
+        """Note that one client has given a model back, or the last one, where an earlier life has lent it."""
+        self._quota.gains += 1
+        if self._clients[key] > 1:
+            self._clients[key] -= 1
+        elif key in self._jobs:  # else its job broke, and all that it had was freed
+            del self._clients[key]
+            self._quota.adopt(key, self._jobs.pop(key))
+
+    def of(self, key: Key) -> int:
+        """Return how many clients have the object as a loan."""
+        return self._clients.get(key, 0)
+
+    def freed(self, key: Key) -> None:
+        """Forget an object that is no more."""
+        self._clients.pop(key, None)
+        self._jobs.pop(key, None)
+
+    def keys(self) -> set[Key]:
+        """Return what is lent."""
+        return set(self._jobs)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of the arena that jobs cannot have for what is lent."""
+        return (1 + LOAN_SPARE) * self._quota.held_bytes(LENT)

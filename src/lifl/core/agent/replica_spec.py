@@ -7,7 +7,7 @@ import msgspec
 from lifl.core.config.job import QuotaSection
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.limits import CONTRIBUTION_BYTES_MAX
-from lifl.core.planning.arena_need import branch_bytes_min, round_bytes_min
+from lifl.core.planning.arena_need import branch_bytes_min, fold_bytes_min, round_bytes_min
 from lifl.core.planning.treatment import Patterns, reads_model, treated
 from lifl.core.protocol.commands import FetchJob, LoadJob, OpenBranch, OpenJob
 from lifl.core.schema import Layout
@@ -62,6 +62,12 @@ class ReplicaSpec:
     def code(self) -> str:
         """What the rule is called where a worker's end is laid to it."""
         return f"rule {self.aggregation.rule} (aggregation.rule)"
+
+    @property
+    def round_bytes(self) -> int:
+        """What a round needs of an arena at the least where all of it is on one node, which coordinates the job."""
+        bytes_min = fold_bytes_min if self.fold else round_bytes_min
+        return bytes_min(self.layout, self.aggregation, self.clients_per_round, len(self.state_names))
 
     @property
     def accumulator_bytes(self) -> int:

@@ -35,7 +35,7 @@ class Node:
         self.gateway = gateway
         self.arena_bytes = arena_bytes
         self.workers_max = workers_max
-        self.hosted_bytes = 0  # of its arena: for folds that another coordinator decides on, its own
+        self.hosted_bytes = 0  # of its arena: for folds that it decides on itself, and what its clients have as loans
         self.load = NodeLoad(capacity=capacity, at_s=0.0)
 
     @property
@@ -92,7 +92,7 @@ class NodeTable:
         return self._nodes.pop(number, None) is not None
 
     def told(self, number: int, load: NodeLoad, hosted_bytes: int = 0) -> bool:
-        """Note the load that a node tells of itself; return whether its own folds have given room back."""
+        """Note the load that a node tells of itself; return whether its own folds, or loans, have given room back."""
         node = self._nodes.get(number)
         if node is None:
             return False
@@ -134,7 +134,7 @@ class NodeTable:
 
     @property
     def hosted_at_home(self) -> int:
-        """Bytes of the arena at home that its own folds have."""
+        """Bytes of the arena at home that its own folds have, and loans."""
         return self._nodes[self.home].hosted_bytes
 
     def takes_grants(self, number: int) -> bool:

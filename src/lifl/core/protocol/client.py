@@ -69,7 +69,9 @@ ABSENT = "absent"
 """The feature of a peer that knows updates which lack some of the tensors."""
 PROPERTIES = "properties"
 """The feature of a node that knows what clients say of themselves when they join."""
-KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS, ABSENT, PROPERTIES)
+LOANS = "loans"
+"""The feature of a node that lends models."""
+KNOWS = (DECLINE, DIGESTS, PING, COOKIE, FOLDS, SEGMENTS, ABSENT, PROPERTIES, LOANS)
 """What this version knows."""
 
 # ---- client → gateway ------------------------------------------------------------------------------------------
@@ -125,8 +127,9 @@ class GetModel(Message, frozen=True):
     """Asks for the model that round `round` starts from.  `checked`: Checksums are to follow the bytes.
 
     With the right `digest` the answer leaves the tensors out.  `direct`: who may write to its slot itself reads the
-    model where it is, and says ModelRead.  With `part` another node asks for a copy: of the model (0), or of one of the
-    rule's states, counted from 1; also of a round that is not committed yet.
+    model where it is, and says ModelRead.  `lend`: it would read it there for as long as it likes, and asks on.
+    With `part` another node asks for a copy: of the model (0), or of one of the rule's states, counted from 1; also of
+    a round that is not committed yet.
     """
 
     job: Name
@@ -136,6 +139,7 @@ class GetModel(Message, frozen=True):
     direct: bool | msgspec.UnsetType = msgspec.UNSET
     part: Count | msgspec.UnsetType = msgspec.UNSET
     streams: Streams | msgspec.UnsetType = msgspec.UNSET
+    lend: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelRead(Message, frozen=True):
@@ -334,7 +338,8 @@ class Model(Message, frozen=True):
     """Exactly `data_bytes` raw bytes of the model follow this frame, in the layout's order.
 
     With an `offset` none follow: they are there in the job's segment, whose descriptor came along, until the client
-    says ModelRead.  `checksum` is then what the model was sealed with; 0: it has none.
+    says ModelRead; if it is lent two descriptors came, and it is there as long as either is open, or mapped.
+    `checksum` is then what the model was sealed with; 0: it has none.
     """
 
     job: Name

@@ -198,7 +198,7 @@ class BearersTold(Message, frozen=True):
 class Heartbeat(Message, frozen=True, omit_defaults=True):
     """Alive.  From an agent also its load (MC in updates, k per second, E in seconds), and its branches' tasks.
 
-    `hosted_bytes` of its arena are for the sessions of folds that it hosts by itself; told to who knows `HOSTED`.
+    `hosted_bytes` of its arena no job can have: its own sessions of folds, and loans; told to who knows `HOSTED`.
     """
 
     capacity: Capacity = 0.0

@@ -173,17 +173,19 @@ class Progress(Message, frozen=True):
 
 
 class WantModel(Message, frozen=True):
-    """A client asks for the model that a round starts from (with a `part` a node, for a copy); `direct`: to map it."""
+    """A client asks for the model that a round starts from (with a `part` a node, for a copy); `direct`: to map it;
+    `lend`: to have it mapped for as long as it likes."""
 
     conn: Count
     job: Name
     round: Count
     part: Count | None = None
     direct: bool = False
+    lend: bool = False
 
 
 class ModelSent(Message, frozen=True):
-    """The bytes of a granted model have been sent (or the client is gone): the pin may go."""
+    """The bytes of a granted model have been sent (or the client is gone): the pin may go.  `conn` 0: a loan's."""
 
     conn: Count
     key: KeyBytes
@@ -352,12 +354,13 @@ class Granted(Message, frozen=True):
 
 
 class ModelGranted(Message, frozen=True):
-    """The model object to send; pinned until ModelSent."""
+    """The model object to send; pinned until ModelSent.  `lent`: the two descriptors for the client come along."""
 
     conn: Count
     job: Name
     round: Count
     key: KeyBytes
+    lent: bool = False
 
 
 class FollowUpdate(Message, frozen=True):

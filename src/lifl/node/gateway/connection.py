@@ -45,8 +45,9 @@ from lifl.node.gateway.asked_for import ASKS_FOR_CERTIFICATE, ASKS_FOR_COOKIE, A
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.node.gateway.content import JobLayout, Sums
 from lifl.node.gateway.frame_reader import FrameReader
-from lifl.node.gateway.grant_waiter import Grant, GrantWaiter
+from lifl.node.gateway.grant_waiter import Grant, GrantWaiter, Loan
 from lifl.node.gateway.intake import Intake
+from lifl.node.gateway.lending import MODEL_GONE, pass_on
 from lifl.node.gateway.outbox import Outbox
 from lifl.node.gateway.shared import Shared
 from lifl.node.gateway.small_models import Copy
@@ -58,7 +59,6 @@ from lifl.tls.waits import lingered
 log = logging.getLogger("lifl.gateway")
 
 FROM_HOSTS = (fm.HostSession, fm.OpenFold, fm.PutModel, fm.CloseFold, fm.CancelFold, fm.EndSession, tm.RevokeTicket)
-MODEL_GONE = "the round's model is gone; wait for the next selection"
 _IS_REFUSAL = b"\xa4type\xa7Refusal"
 """How a Refusal begins, packed, behind the byte that counts its fields."""
 
@@ -420,7 +420,11 @@ class Connection:
             if copy is not None:
                 await self._send_small(want, known, copy)
                 return
-        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part, direct))
+        lend = want.lend is True and self._direct and not want.checked
+        grant = await self._grants.ask(gm.WantModel(self._number, want.job, want.round, part, direct, lend))
+        if isinstance(grant, Loan):
+            await pass_on(grant, want, self._shared, self._outbox)
+            return
         if not isinstance(grant, gm.ModelGranted):
             return
         sent_bytes = 0
@@ -479,7 +483,7 @@ class Connection:
         arena = self._shared.arena
         offset, checksum = arena.offset(key), arena.entry(key).checksum
         told = cm.Model(want.job, want.round, (), job.layout.data_bytes, offset=offset, checksum=checksum)
-        self._outbox.send_frame(*job.model(told, want.digest), descriptor=arena.descriptor(key))
+        self._outbox.send_frame(*job.model(told, want.digest), descriptors=(arena.descriptor(key),))
         read = await self._reader.read()
         if read != cm.ModelRead(want.job, want.round):
             raise RemoteFault(f"Model was answered by {type(read).__name__}, not by ModelRead of that round")

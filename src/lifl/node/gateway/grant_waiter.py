@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import msgspec
 
@@ -13,7 +14,26 @@ from lifl.node.link import Link
 
 Question = gm.Admit | gm.WantModel | gm.Offered | gm.ModelPut
 ENDED = "the connection ended before the daemon answered"
-Grant = gm.Granted | gm.ModelGranted
+
+
+class Loan:
+    """A model that is `granted` as a loan, and the two descriptors for the client, which are closed with this."""
+
+    def __init__(self, granted: gm.ModelGranted, segment: int, end: int) -> None:
+        self.granted = granted
+        self.descriptors: tuple[int, ...] = (segment, end)
+
+    def close(self) -> None:
+        """Close this process' descriptors; may be called twice."""
+        descriptors, self.descriptors = self.descriptors, ()
+        for fd in descriptors:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+Grant = gm.Granted | gm.ModelGranted | Loan
 
 
 class GrantWaiter:

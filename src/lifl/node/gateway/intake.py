@@ -111,7 +111,7 @@ class Intake:
         if direct:
             arena = self._shared.arena
             go = cm.Go(submit.job, submit.round, direct=True, offset=arena.offset(key))
-            self._outbox.send(go, arena.descriptor(key))
+            self._outbox.send(go, (arena.descriptor(key),))
             # No deadline: while this client lives it may still write to the slot, which stays its own until then.
             self._filling = True
             filled = await self._reader.read()

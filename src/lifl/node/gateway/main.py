@@ -57,6 +57,7 @@ from lifl.node.gateway.body_moves import Movers
 from lifl.node.gateway.client_socket import tune
 from lifl.node.gateway.connection import Connection
 from lifl.node.gateway.content import JobLayout
+from lifl.node.gateway.grant_waiter import Loan
 from lifl.node.gateway.peer_transfer import PeerTransfers
 from lifl.node.gateway.pulse import Pulse
 from lifl.node.gateway.quotas import Limits, Quotas
@@ -295,10 +296,8 @@ class Gateway:
             case gm.FollowUpdate(conn, key):
                 if (connection := connections.get(conn)) is not None:
                     connection.follow(key)
-            case gm.ModelGranted(conn, _job, _round, key):
-                connection = connections.get(conn)
-                if connection is None or not connection.granted(message):
-                    shared.link.send(gm.ModelSent(conn, key, 0))
+            case gm.ModelGranted():
+                self._model_granted(message)
             case gm.Carry() | gm.Fetch():
                 self._peer_transfers.start(message)
             case ModelChanged(job):
@@ -323,6 +322,16 @@ class Gateway:
                 self._vouched(message, shared.link.taken_descriptor())
             case gm.Drain():
                 self._ending.set()
+
+    def _model_granted(self, granted: gm.ModelGranted) -> None:
+        link, connection = self._shared.link, self._connections.get(granted.conn)
+        if not granted.lent:
+            if connection is None or not connection.granted(granted):
+                link.send(gm.ModelSent(granted.conn, granted.key, 0))
+            return
+        loan = Loan(granted, link.taken_descriptor(), link.taken_descriptor())
+        if connection is None or not connection.granted(loan):
+            loan.close()
 
     def _stats(self) -> gm.GatewayStats:
         shared = self._shared

@@ -20,8 +20,8 @@ from lifl.node.gateway.budgets import WaitingBytes
 from lifl.node.gateway.client_socket import ClientSocket
 from lifl.tls.waits import ready, sent
 
-Waiting = tuple[memoryview, int, int]
-"""The rest of a frame, the descriptor that goes with its first byte (-1: none), and what it counts for."""
+Waiting = tuple[memoryview, tuple[int, ...], int]
+"""The rest of a frame, the descriptors that go with its first byte, and what it counts for."""
 ENTRY_BYTES = 256
 """What keeping a frame in line takes beside its bytes."""
 
@@ -52,33 +52,33 @@ class Outbox:
         self._all_waiting = all_waiting
         self._body_sent: asyncio.Future[None] | None = None
 
-    def send(self, message: Message, descriptor: int = -1) -> None:
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send a message, or put it in line; a client that is too far behind is disconnected."""
-        self.send_frame(encode(message), descriptor=descriptor)
+        self.send_frame(encode(message), descriptors=descriptors)
 
-    def send_frame(self, frame: bytes, shared: memoryview = NOTHING, descriptor: int = -1) -> None:
+    def send_frame(self, frame: bytes, shared: memoryview = NOTHING, descriptors: tuple[int, ...] = ()) -> None:
         """Do as `send` does, with a message in its frame, whose end may be `shared` with what others are sent."""
         if self._socket.is_shut:
             return
         pieces = [memoryview(frame), shared] if shared else [memoryview(frame)]
         if self.flusher is None:
             try:
-                left_bytes = self._send_now(pieces, descriptor)
+                left_bytes = self._send_now(pieces, descriptors)
             except BlockingIOError:
                 left_bytes = 0
             except OSError:
                 self._socket.shut()
                 return
             if left_bytes:
-                pieces, descriptor = _after(pieces, left_bytes), -1
+                pieces, descriptors = _after(pieces, left_bytes), ()
             if not pieces:
                 return
         for piece in pieces:
             own_bytes = 0 if piece.obj is shared.obj else len(piece) + ENTRY_BYTES
-            self._waiting.append((piece, descriptor, own_bytes))
+            self._waiting.append((piece, descriptors, own_bytes))
             self._all_waiting.add(self._socket, own_bytes)
             self._waiting_bytes += len(piece)
-            descriptor = -1
+            descriptors = ()
         if self._waiting_bytes > limits.WAITING_BYTES_MAX:
             self._socket.cut(f"it does not read: {self._waiting_bytes} bytes wait for it")
         self._flush_soon()
@@ -90,9 +90,9 @@ class Outbox:
         self._flush_soon()
         return self._body_sent
 
-    def _send_now(self, pieces: list[memoryview], descriptor: int) -> int:
-        if descriptor >= 0:
-            rights = array.array("i", [descriptor])
+    def _send_now(self, pieces: list[memoryview], descriptors: tuple[int, ...]) -> int:
+        if descriptors:
+            rights = array.array("i", descriptors)
             return self._sock.sendmsg(pieces, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         return self._sock.send(pieces[0]) if len(pieces) == 1 else self._sock.sendmsg(pieces)
 
@@ -110,9 +110,9 @@ class Outbox:
                     await self._socket.move(item, limits.BODY_STALL_S)
                     self._settle_body(None)
                 else:
-                    frame, descriptor, own_bytes = item
+                    frame, descriptors, own_bytes = item
                     async with asyncio.timeout(limits.BODY_STALL_S):
-                        await self._send_waiting(frame, descriptor)
+                        await self._send_waiting(frame, descriptors)
                     self._waiting_bytes -= len(frame)
                     if not self._socket.is_shut:  # else nothing of it is counted any more
                         self._all_waiting.add(self._socket, -own_bytes)
@@ -136,10 +136,10 @@ class Outbox:
             else:
                 self._body_sent.set_exception(error)
 
-    async def _send_waiting(self, frame: memoryview, descriptor: int) -> None:
-        while descriptor >= 0:
+    async def _send_waiting(self, frame: memoryview, descriptors: tuple[int, ...]) -> None:
+        while descriptors:
             try:
-                frame, descriptor = frame[self._send_now([frame], descriptor) :], -1
+                frame, descriptors = frame[self._send_now([frame], descriptors) :], ()
             except BlockingIOError:
                 await ready(self._sock, write=True)
         await sent(self._sock, frame)
