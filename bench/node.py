@@ -28,6 +28,7 @@ import node_fold
 import node_handoff
 import node_handshakes
 import node_ingest
+import node_lent
 import node_model
 import node_rest
 import node_small
@@ -51,6 +52,7 @@ GROUPS: dict[str, Callable[..., Group]] = {
     "connections": node_connections.run,
     "tensors": node_tensors.run,
     "small": node_small.run,
+    "lent": node_lent.run,
 }
 REPORTS = {"node": tuple(GROUPS), "tls": ("tls", "handshakes")}
 """By the name of the report: the groups that it is of, when they are run together."""

@@ -184,7 +184,7 @@ def _ways(
     opened: ExitStack, name: str, door: str, addresses: dict[str, str], into: memoryview
 ) -> dict[str, Callable[[], None]]:
     """Join the door's job, and return what receives one model by each way."""
-    trainer = opened.enter_context(Client(addresses["node"], job=door, client=name, insecure=True))
+    trainer = opened.enter_context(Client(addresses["node"], job=door, client=name, insecure=True, direct=False))
     round_ = next(trainer.rounds(models=False))  # selected once all of them are there
     plain = Stream(addresses["bare"], GREETING_S, Dialler([addresses["bare"]]))
     opened.callback(plain.close)
