@@ -16,6 +16,7 @@ from lifl.core.agent.worker_watch import LOOK_S
 from lifl.core.config.edits import edited
 from lifl.core.config.job import parse_job
 from lifl.core.coordinator.coordinator import JOBS_MAX, Coordinator
+from lifl.core.coordinator.job_queue import QUEUED
 from lifl.core.coordinator.nodes import Node
 from lifl.core.coordinator.round import Phase
 from lifl.core.engine import Engine
@@ -264,6 +265,19 @@ def test_a_job_of_an_earlier_life_goes_on_from_what_is_in_the_arena() -> None:
     home.work()
     assert job.round is not None and list(job.round.accepted) == ["c5"]
     assert job.round.phase in (Phase.COLLECTING, Phase.AGGREGATING)
+
+
+def test_a_job_that_waits_in_line_does_not_go_on_with_rounds_that_ended_when_it_was_over() -> None:
+    """The life that was told to let it go on ended behind its first row; other nodes may have updates of before."""
+    home, opened = Home(), {"parts": [[0, HOME, 1]]}
+    history = ev.JobHistory(0, {1: (1, "open", opened), 2: (1, "open", {})}, {0: frozenset()})
+    led = home.do(ev.JobResumed(facts(), history, reason=QUEUED))
+    rows = [(row.round, row.attempt, row.status) for row in led if isinstance(row, fx.SaveRound)]
+    assert rows == [(1, 1, "failed")]
+    home.do(ev.FromWorker(1, wm.WorkerReady(1, 101, 0)))
+    home.work()
+    job = home.engine.jobs["j"]
+    assert job.round is not None and (job.round.number, job.round.attempt, job.round.phase) == (1, 2, Phase.WAITING)
 
 
 def test_a_job_that_was_over_is_recalled_for_its_clients() -> None:

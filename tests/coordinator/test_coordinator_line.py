@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+import pytest
 from coordinator_scene import ARENA_BYTES, HOME, LAYOUT, NUMBER, B, Led, Scene
 
 from lifl.core import effects as fx
+from lifl.core.config.job import JobConfig
 from lifl.core.coordinator.coordinator import note_load
-from lifl.core.coordinator.job_queue import SPREAD, Place
+from lifl.core.coordinator.job_queue import QUEUED, SPREAD, Place
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.round import Phase
 from lifl.core.planning.arena_need import branch_bytes_min, round_bytes_min
@@ -34,10 +38,15 @@ def cluster(home_bytes: int, there_bytes: int = ARENA_BYTES) -> Scene:
 
 
 def add(scene: Scene, number: int) -> None:
+    scene.coordinator.submit(JobSpec(number, named(scene, number), LAYOUT, (), f"/f{number}"), ARENA_BYTES)
+
+
+def named(scene: Scene, number: int) -> JobConfig:
+    """The config of the job of this number."""
     config = scene.spec.config
-    if number != NUMBER:
-        config = msgspec.structs.replace(config, job=msgspec.structs.replace(config.job, name=f"j{number}"))
-    scene.coordinator.submit(JobSpec(number, config, LAYOUT, (), f"/f{number}"), ARENA_BYTES)
+    if number == NUMBER:
+        return config
+    return msgspec.structs.replace(config, job=msgspec.structs.replace(config.job, name=f"j{number}"))
 
 
 def loads(scene: Scene) -> list[o.OpenJob]:
@@ -207,3 +216,37 @@ def test_in_the_next_life_each_has_what_it_had_at_home_before_other_nodes_are_th
         later.coordinator.start(job)
     assert promised(later) == {NUMBER: {HOME: TOP}, 3: {HOME: WHOLE}}
     assert [order.room_bytes for order in loads(later)] == [TOP, msgspec.UNSET]
+
+
+def later_life(scene: Scene, number: int, tried: dict[int, Any], adopting: bool = False) -> None:
+    """A job goes on that had begun with a whole round's room at home; `tried` are its rounds that are not committed."""
+    job = scene.coordinator.make(JobSpec(number, named(scene, number), LAYOUT, (), f"/f{number}"))
+    job.resume(0, {}, tried, adopting)
+    scene.coordinator.start(job)
+
+
+def test_in_an_arena_that_has_become_smaller_one_that_has_left_nothing_waits_in_line() -> None:
+    later = Scene(goal=GOAL, arena_bytes={HOME: 2 * WHOLE - 1})
+    later_life(later, FIRST, {})
+    later_life(later, NUMBER, {1: (1, "open", {})})
+    assert fx.SaveJob("j", "running", QUEUED) in later.turn.effects
+    assert promised(later) == {FIRST: {HOME: WHOLE}} and place(later, NUMBER) == (1, 1, WHOLE, WHOLE - 1, "")
+    loads(later)
+    later.coordinator.cancel(f"j{FIRST}")
+    assert promised(later) == {NUMBER: {HOME: WHOLE}}
+
+
+@pytest.mark.parametrize(("fields", "adopting"), [({"parts": []}, False), ({}, True)])
+def test_in_an_arena_that_has_become_smaller_one_with_accepted_updates_goes_on(
+    fields: dict[str, Any], adopting: bool
+) -> None:
+    later = Scene(goal=GOAL, arena_bytes={HOME: 2 * WHOLE - 1})
+    later_life(later, FIRST, {})
+    later_life(later, NUMBER, {1: (1, "open", fields)}, adopting)
+    assert place(later, NUMBER) is None and promised(later)[NUMBER] == {HOME: WHOLE}
+
+
+def test_a_job_that_needs_more_than_the_arena_is_promised_no_more_than_all_of_it() -> None:
+    later = Scene(goal=GOAL, arena_bytes={HOME: WHOLE - 1})
+    later_life(later, NUMBER, {})
+    assert promised(later) == {NUMBER: {HOME: WHOLE - 1}}

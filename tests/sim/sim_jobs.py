@@ -12,6 +12,7 @@ from sim_checks import must
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.config.job import parse_job
+from lifl.core.coordinator.job_queue import row_before
 from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.ids import epoch_of
 from lifl.core.schema import Layout, TensorSpec
@@ -91,6 +92,10 @@ class Disk:
         self.files: dict[str, Counter[str]] = {}
         self.removed: set[str] = set()  # of the files: those that were not to stay
         self.damaged: set[str] = set()  # of the files, and of the users' models: those that cannot be read any more
+
+    def enters(self, job: SimJob) -> None:
+        """Keep what `lifl submit` and `lifl resume` write of a job before the engine is told of it."""
+        self.save_job(row_before(job.name))
 
     def save_job(self, effect: fx.SaveJob) -> None:
         """Keep what has become of a job."""

@@ -139,7 +139,8 @@ class Returns:
         rounds = min(max(job.config.job.rounds, committed + rng.randint(1, 2)), committed + ROUNDS_MOST)
         config = edited(job.config, [f"job.rounds={rounds}"]).config
         job.config, job.facts = config, msgspec.structs.replace(job.facts, config=config)
-        job.row, job.cancelled, job.excuse = ("running", ""), False, ""
+        job.cancelled, job.excuse = False, ""
+        self._cluster.disk.enters(job)
         self._restart(job)
         event = ev.JobResumed(job.facts, job.history_again(), reason=QUEUED)
         must(not self._refused(event), "returns", f"job {job.name!r} was over, and does not go on")

@@ -260,7 +260,9 @@ class Cluster:
 
     def submit(self, job: SimJob) -> None:
         """Submit a job; where several nodes together cannot hold it, that may be refused."""
-        job.row = None if self.moves else ("running", "")
+        job.row = None
+        if not self.moves:
+            self.disk.enters(job)
         try:
             self.handle(self.home, ev.JobSubmitted(job.facts))
         except Refused:

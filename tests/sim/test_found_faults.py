@@ -82,6 +82,14 @@ def test_a_job_that_is_to_wait_in_line_is_no_job_that_has_begun_to_who_coordinat
     live(80018, 3, moves=True, returns=True)
 
 
+@pytest.mark.parametrize(("seed", "hosts"), [(146948, 1), (152537, 1), (157304, 1), (151076, 3)])
+def test_a_job_that_was_to_enter_the_line_when_lifld_died_is_given_no_room_that_another_has(
+    seed: int, hosts: int
+) -> None:
+    """New, or let go on after it was over: the row that came before the line said that it runs."""
+    live(seed, hosts, moves=hosts > 1, returns=True)
+
+
 def test_a_top_whose_arena_has_no_room_for_leaves_is_granted_nothing_when_the_others_are_lost() -> None:
     """As the last branch of its round it was granted what came, and the node's books were wrong for good."""
     live(70014, 3, moves=True, stalls=True)

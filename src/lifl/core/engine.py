@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
+from msgspec.structs import replace
+
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core import snapshot
@@ -241,6 +243,7 @@ class Engine:
         waits = QUEUED in event.reason.split()
         if waits:  # it had no room, so nothing that is left of it counts
             self.agent.handle(CloseJob(event.job.number))
+            event = replace(event, history=event.history.without_opened())
         left = event.job.number in self.agent.orphans or self.agent.journal.has(event.job.number)
         job = self._earlier(event, adopting=left)
         for number, (attempt, status, fields) in event.history.tried.items() if waits else ():

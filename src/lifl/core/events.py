@@ -124,6 +124,14 @@ class JobHistory(msgspec.Struct, frozen=True):
         evaluates = isinstance(config.evaluation, EvaluationSection) and config.evaluation.has(self.committed)
         return self.committed >= config.job.rounds and (self.evaluated or not evaluates)
 
+    def without_opened(self) -> JobHistory:
+        """Return the history of a job that waits in line: its rounds that had opened on nodes ended with the job."""
+        tried = {
+            number: (attempt, "failed", {}) if status == "open" and "parts" in fields else (attempt, status, fields)
+            for number, (attempt, status, fields) in self.tried.items()
+        }
+        return msgspec.structs.replace(self, tried=tried)
+
 
 class JobResumed(Event, frozen=True):
     """A job of an earlier life (or of another coordinator) goes on, with what that has left sealed.

@@ -22,7 +22,7 @@ from lifl.core.config.upload_url import check_upload
 from lifl.core.coordinator.coordinator import CANCELLED
 from lifl.core.coordinator.job import Job
 from lifl.core.coordinator.job_life import next_round
-from lifl.core.coordinator.job_queue import QUEUED
+from lifl.core.coordinator.job_queue import QUEUED, row_before
 from lifl.core.engine import check_cancelled, check_submitted, check_unpaused
 from lifl.core.errors import ConfigError, LiflError, Refused
 from lifl.core.ids import HOSTED_MIN, is_hosted
@@ -176,8 +176,9 @@ class JobRequests:
     async def _accept(self, new: NewJob, folder: Path, replace: bool) -> int:
         """Make folder and row of a new job, after all that can refuse it has; return its number.
 
-        The row says that the job runs: when this returns it will, whatever happens.  With `replace` one that has the
-        name makes room for it.
+        The row says that the job runs, and stands in line: when this returns it will, whatever happens, and a daemon
+        that goes on from this row gives it no room that another job has.  With `replace` one that has the name makes
+        room for it.
         """
         name = new.config.job.name
         await self._goes_on()
@@ -195,7 +196,7 @@ class JobRequests:
                     await asyncio.to_thread(folders.bring_initial, new.source, folder)
                 if self.succession is not None and not new.config.checkpoint.copies:
                     await self.succession.check_seen(folder, number)
-                await write_now(self._rows, fx.SaveJob(name, "running", ""))
+                await write_now(self._rows, row_before(name))
                 await self._goes_on()
             except LiflError:
                 await self._drop(name, number, folder)
@@ -360,7 +361,7 @@ class JobRequests:
         await self._rows.have_job(row.name)
         if edit.changes:
             await write_now(self._rows, fx.SaveConfig(row.name, edit.config))
-        await write_now(self._rows, fx.SaveJob(row.name, "running", ""))
+        await write_now(self._rows, row_before(row.name))
         await self._goes_on()
         self._driver.handle(ev.JobResumed(facts, history, reason=QUEUED))
 

@@ -6,6 +6,13 @@ promise does not fit beside those of the jobs that have begun is *queued*: the o
 first, of equal ones the one that was submitted first.  None overtakes the first, however small it is: a large one would
 wait for ever.  Who has begun is not turned out for another.  One that is paused does not stand in line: as soon as
 nothing of it is under way it gives its room back, and it enters the line when it is let go on.
+
+What holds: all jobs that have begun are together promised no more of the arena at home than it has, whatever way they
+came.  So each enters the line, whether it is new, let go on after it was over or paused, or takes another's place, and
+its row says ``queued`` before anything may follow from it.  Only the row that `advance` writes lets the next life give
+a job its room at once (`go_on`); there one that has left nothing, and does not fit any more beside those that were
+taken up before it, enters the line like any other: the arena may be a smaller one.  Only what was accepted goes before
+this.
 """
 
 from __future__ import annotations
@@ -42,6 +49,19 @@ def reason_of(job: Job) -> str:
     """Return the reason that stands in the row of a job that runs."""
     words = ((PAUSED, job.rounds.held), (QUEUED, job.queued), (SPREAD, job.spread and not job.queued))
     return " ".join(word for word, holds in words if holds)
+
+
+def row_before(name: str) -> fx.SaveJob:
+    """Return the row of a job that is to enter the line, which is durable before the coordinator is told of it.
+
+    The life that goes on from it may be the next one, and has others to give room to first.
+    """
+    return fx.SaveJob(name, "running", QUEUED)
+
+
+def _keeps_updates(job: Job) -> bool:
+    """Return whether updates of an earlier life may be left for a job that is not loaded yet, here or elsewhere."""
+    return job._adopting or any(status == "open" and "parts" in fields for _, status, fields in job._rows.values())
 
 
 class JobQueue:
@@ -86,8 +106,14 @@ class JobQueue:
                 job.start()
 
     def go_on(self, job: Job) -> None:
-        """Let a job begin that had begun in an earlier life: other nodes, which may have room, are not here yet."""
-        room = job.planner.least_at_home if job.spread else job.spec.bytes_min()
+        """Let a job begin that had begun in an earlier life: other nodes, which may have room, are not here yet.
+
+        One for which there is no room any more waits in line, unless updates were accepted for it.
+        """
+        room = min(job.planner.least_at_home if job.spread else job.spec.bytes_min(), self.total_bytes)
+        if room > self._free_bytes(but=job) and not _keeps_updates(job):
+            self.enter(job)
+            return
         self._nodes.promised[job.spec.number] = {self._nodes.home: room}
         job.start()
 
@@ -127,8 +153,8 @@ class JobQueue:
         nbytes = job.spec.bytes_min() if promised is None else promised.get(self._nodes.home, 0)
         return min(nbytes, self.total_bytes)
 
-    def _free_bytes(self) -> int:
-        begun = (job for job in self._running.values() if not job.queued)
+    def _free_bytes(self, but: Job | None = None) -> int:
+        begun = (job for job in self._running.values() if not job.queued and job is not but)
         return max(0, self.total_bytes - sum(map(self._has, begun)) - self._nodes.hosted_at_home)
 
     def faults(self) -> Iterator[str]:
