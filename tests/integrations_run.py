@@ -1,11 +1,12 @@
-"""Runs LIFL with the libraries that people have, file by file, and ends with a summary: `make test-integrations`.
+"""Runs LIFL with the libraries that people have, two files at a time, with a summary: `make test-integrations`.
 
     python tests/integrations_run.py ENVIRONMENTS [ARGUMENTS OF PYTEST]
 
 ENVIRONMENTS is the folder of the virtual environments, `integrations` and those of `ENVIRONMENT`.  Each file of
 `tests/integrations` is a run of pytest of its own, ended after FILE_LIMIT_S with all that it has started; after
 ALL_LIMIT_S no other begins.  So all of it takes ALL_LIMIT_S + FILE_LIMIT_S at most, and one that hangs harms no other.
-Without arguments `docs/integrations.md` is written: what was run, with which versions, and how it ended.
+What a file says is told when it is through.  Without arguments `docs/integrations.md` is written: what was run, with
+which versions, and how it ended.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 import xml.etree.ElementTree
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +36,18 @@ FOLDER = ROOT / "tests/integrations"
 PAGE = ROOT / "docs/integrations.md"
 FILE_LIMIT_S = 900.0
 ALL_LIMIT_S = 3600.0
+AT_ONCE = 2
+"""Files that run at a time: most of what they do is to wait, for servers and processes of the libraries that begin."""
+SLOW = (
+    "test_flower_runs",
+    "test_nvflare",
+    "test_page_browser",
+    "test_guides_with_packages",
+    "test_guides_with_etcd",
+    "test_trackers",
+    "test_transformers",
+)
+"""The slow ones begin first: none is left alone at the end."""
 END_S = 60.0
 """How long pytest has to take down what a test has started."""
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -128,7 +143,7 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def page(outcomes: Sequence[Outcome], machine: str) -> str:
+def page(outcomes: Sequence[Outcome], machine: str, took_s: float) -> str:
     """Return the page of the documentation that keeps a run."""
     rows = "\n".join(
         f"| `tests/integrations/{each.file}.py` | {each.versions} | {each.passed} | {each.took_s:.0f} "
@@ -137,16 +152,16 @@ def page(outcomes: Sequence[Outcome], machine: str) -> str:
     )
     skipped = sum((each.skipped for each in outcomes), Counter[str]())
     left_out = "\n".join(f"* {count}: {reason}" for reason, count in sorted(skipped.items())) or "None."
-    passed, took_min = sum(each.passed for each in outcomes), sum(each.took_s for each in outcomes) / 60
+    passed = sum(each.passed for each in outcomes)
     return f"""\
 # What was run with other libraries
 
 `make test-integrations` makes virtual environments below `.venv` (several GB: torch, Flower, Ray and more; NVFlare and
-S3 have their own), runs each of these files of tests by itself, and writes this page. A file is ended after
+S3 have their own), runs these files of tests, {AT_ONCE} at a time, and writes this page. A file is ended after
 {FILE_LIMIT_S / 60:.0f} minutes, and none begins when {ALL_LIMIT_S / 60:.0f} are over. `ARGS="-k NAME"` is handed to
 pytest; then this page stays as it is. What needs no such library is in `make test`.
 
-Last run: {machine}; {passed} tests passed in {took_min:.0f} minutes.
+Last run: {machine}; {passed} tests passed in {took_s / 60:.0f} minutes.
 
 | tests | with | passed | s | |
 |---|---|---|---|---|
@@ -160,37 +175,110 @@ Some figures of it are told where they matter: [Flower](flower.md#what-it-gains)
 """
 
 
+class Running:
+    """The processes that run now."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+
+    @contextmanager
+    def noted(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Have `process` among them."""
+        with self._lock:
+            self._processes.add(process)
+            if self.ended:
+                process.send_signal(signal.SIGINT)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._processes.remove(process)
+
+    def end(self) -> None:
+        """Interrupt them, and each that begins from now on."""
+        with self._lock:
+            self.ended = True
+            for process in self._processes:
+                process.send_signal(signal.SIGINT)
+
+
+class Runs:
+    """The runs of all files, `AT_ONCE` at a time; `outcomes` has one for each file, whatever becomes of it."""
+
+    def __init__(self, environments: Path, arguments: Sequence[str]) -> None:
+        files = sorted(path.stem for path in FOLDER.glob("test_*.py"))
+        self.outcomes = {file: not_run(file, "NOT RUN: the run was ended") for file in files}
+        self._environments = environments
+        self._arguments = arguments
+        self._left = sorted(files, key=lambda file: SLOW.index(file) if file in SLOW else len(SLOW))
+        self._lock = threading.Lock()
+        self._ends_s = time.monotonic() + ALL_LIMIT_S
+        self._running = Running()
+
+    def run(self) -> None:
+        """Run them; ^C ends those that run, and no other begins."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            lanes = [pool.submit(self._lane) for _ in range(AT_ONCE)]
+            try:
+                for lane in lanes:
+                    lane.result()
+            except KeyboardInterrupt:
+                self._running.end()
+
+    def _lane(self) -> None:
+        """Run one file after the other until none is left."""
+        while True:
+            with self._lock:
+                if self._running.ended or not self._left:
+                    return
+                file = self._left.pop(0)
+                self.outcomes[file] = not_run(file, "ENDED: the run was")
+            if time.monotonic() > self._ends_s:
+                self.outcomes[file] = not_run(file, "NOT RUN: the time is over")
+                continue
+            print(f"== {file} begins", flush=True)
+            python = self._environments / ENVIRONMENT.get(file, "integrations") / "bin/python"
+            outcome, said = run(python, file, self._arguments, self._running)
+            self.outcomes[file] = outcome
+            with self._lock:
+                print(f"== {file}\n{said}", flush=True)
+
+
+def not_run(file: str, why: str) -> Outcome:
+    """Return the outcome of a file that was not run to its end."""
+    return Outcome(file, 0, 0, Counter(), 0.0, "", why)
+
+
 def main(environments: Path, arguments: Sequence[str]) -> int:
     """Run all files; return 0 when all passed.  A run that ^C ends says which were not reached."""
-    began_s, outcomes, over = time.monotonic(), [], ""
-    for file in sorted(path.stem for path in FOLDER.glob("test_*.py")):
-        python = environments / ENVIRONMENT.get(file, "integrations") / "bin/python"
-        if time.monotonic() - began_s > ALL_LIMIT_S:
-            over = over or "NOT RUN: the time is over"
-        if over:
-            outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", over))
-            continue
-        print(f"== {file}", flush=True)
-        try:
-            outcomes.append(run(python, file, arguments))
-        except KeyboardInterrupt:
-            outcomes.append(Outcome(file, 0, 0, Counter(), 0.0, "", "ENDED: the run was"))
-            over = "NOT RUN: the run was ended"
+    began_s, runs = time.monotonic(), Runs(environments, arguments)
+    runs.run()
+    outcomes = list(runs.outcomes.values())
     print(f"== the integrations\n{summary(outcomes)}", flush=True)
     if not arguments:
-        PAGE.write_text(page(outcomes, machine()))
+        PAGE.write_text(page(outcomes, machine(), time.monotonic() - began_s))
         print(f"{PAGE.relative_to(ROOT)} is written")
     return not all(each.good for each in outcomes)
 
 
-def run(python: Path, file: str, arguments: Sequence[str]) -> Outcome:
-    """Run a file in an environment."""
+def run(python: Path, file: str, arguments: Sequence[str], running: Running) -> tuple[Outcome, str]:
+    """Run a file in an environment; return what it said, too."""
     mark, began_s = f"integrations-{uuid.uuid4().hex}", time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [python, "-m", "pytest", "-q", FOLDER / f"{file}.py", f"--junitxml={report}", *arguments]
-        with subprocess.Popen(command, cwd=ROOT, env=os.environ | {leaks.MARK: mark, SLOW_TOO: "1"}) as process:
+        env = os.environ | {leaks.MARK: mark, SLOW_TOO: "1"}
+        log = Path(folder) / "log"
+        with (
+            log.open("wb") as sink,  # a session of its own: ^C is passed on to it once
+            subprocess.Popen(command, cwd=ROOT, env=env, stdout=sink, stderr=sink, start_new_session=True) as process,
+            running.noted(process),
+        ):
             ended = _waited(process)
+        ended = "ENDED: the run was" if running.ended else ended
+        said = log.read_text(errors="replace")
         for pid in leaks.marked_processes(mark):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -202,7 +290,8 @@ def run(python: Path, file: str, arguments: Sequence[str]) -> Outcome:
     if not ended and not passed + failed + skipped.total() and not arguments:
         ended = "FAILED: no test was run"
     failed = failed or int(process.returncode == 1)  # what was left behind, or skipped without need
-    return Outcome(file, passed, failed, skipped, time.monotonic() - began_s, versions(python, file), ended)
+    took_s = time.monotonic() - began_s
+    return Outcome(file, passed, failed, skipped, took_s, versions(python, file), ended), said
 
 
 def _waited(process: subprocess.Popen[bytes]) -> str:

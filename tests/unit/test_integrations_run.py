@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -35,24 +36,45 @@ def test_a_file_that_failed_or_was_ended_is_no_good_and_its_line_says_so() -> No
 def test_a_run_that_is_ended_says_which_files_it_has_not_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = sorted(run.LIBRARIES)
+    began: list[str] = []
 
-    def ran(_python: Path, file: str, _arguments: object) -> run.Outcome:
-        if file == files[1]:
+    def ran(_python: Path, file: str, _arguments: object, _running: object) -> tuple[run.Outcome, str]:
+        began.append(file)
+        if len(began) == 2:
             raise KeyboardInterrupt
-        return run.Outcome(file, 1, 0, Counter(), 1.0, "")
+        return run.Outcome(file, 1, 0, Counter(), 1.0, ""), "what it said"
 
     monkeypatch.setattr(run, "run", ran)
+    monkeypatch.setattr(run, "AT_ONCE", 1)
     monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(run, "ROOT", tmp_path)
     assert run.main(tmp_path, []) == 1
     rows = [line for line in run.PAGE.read_text().splitlines() if line.startswith("| `tests")]
-    assert [row.rsplit("|", 2)[1].strip() for row in rows[:3]] == [
-        "",
-        "ENDED: the run was",
-        "NOT RUN: the run was ended",
-    ]
-    assert len(rows) == len(files)
+    told = {row.split("/")[-1].split(".")[0]: row.rsplit("|", 2)[1].strip() for row in rows}
+    assert sorted(told) == sorted(run.LIBRARIES) and began == list(run.SLOW[:2])
+    assert [told.pop(file) for file in began] == ["", "ENDED: the run was"]
+    assert set(told.values()) == {"NOT RUN: the run was ended"}
+
+
+def test_who_ends_a_run_ends_the_files_that_run_and_the_one_that_begins_just_then() -> None:
+    running, first, through, late = run.Running(), Process(), Process(), Process()
+    with running.noted(through):  # type: ignore[arg-type]
+        pass
+    with running.noted(first):  # type: ignore[arg-type]
+        running.end()
+    with running.noted(late):  # type: ignore[arg-type]
+        pass
+    assert (first.got, through.got, late.got) == ([signal.SIGINT], [], [signal.SIGINT])
+
+
+class Process:
+    """What is told of a process that is signalled."""
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+
+    def send_signal(self, number: int) -> None:
+        self.got.append(number)
 
 
 def test_each_file_of_tests_says_what_it_is_there_for_and_stands_in_the_page() -> None:
