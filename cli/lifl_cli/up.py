@@ -45,6 +45,7 @@ NODE_FLAGS = {
     "client_bytes_per_s": "Bytes per second of one client's models and updates; 0: no limit.",
     "streams": "A large model or update goes over at most this many connections; 0: by the cores, where it is TLS.",
     "wait_queue_max": "Updates of one job that may wait for room in the arena; more are told BUSY.",
+    "jobs_kept": "Of jobs that are over the last ones are known, so many; the models of others stay.",
     "http": "Clients come by HTTP, too, at this address (alone: 127.0.0.1:7480).",
     "control": "The address at which other nodes reach this one.",
     "join": "Join the cluster of the node that has this control address.",

@@ -18,6 +18,7 @@ from lifl.core.coordinator.job_spec import JobSpec
 from lifl.core.coordinator.round import Phase
 from lifl.core.errors import Refused
 from lifl.core.ids import epoch_of
+from lifl.core.limits import JOBS_REMEMBERED
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
 from lifl.core.protocol import commands as o
@@ -30,6 +31,36 @@ def change(scene: Scene, *overrides: str) -> Edited:
 def edit(scene: Scene, *overrides: str) -> tuple[Edited, Led]:
     found = change(scene, *overrides)
     return found, scene.do(job_life.edit, scene.coordinator, "j", found)
+
+
+# ---- over ------------------------------------------------------------------------------------------------------------
+
+
+def named(scene: Scene, name: str, number: int) -> JobSpec:
+    job = msgspec.structs.replace(scene.spec.config.job, name=name)
+    config = msgspec.structs.replace(scene.spec.config, job=job)
+    return JobSpec(number, config, scene.spec.layout, (), f"/{name}")
+
+
+def test_of_jobs_that_are_over_the_last_ones_are_remembered_by_when_they_ended() -> None:
+    scene = Scene()
+    coordinator = scene.coordinator
+    for number in range(1, JOBS_REMEMBERED + 3):
+        coordinator.start(coordinator.make(named(scene, f"j{number}", number)))
+
+    def cancel(number: int) -> list[str]:
+        coordinator.cancel(f"j{number}")
+        coordinator.validate()
+        return [*coordinator.jobs]
+
+    for number in range(2, JOBS_REMEMBERED + 2):
+        names = cancel(number)
+    assert "j2" in names and len(names) == JOBS_REMEMBERED + 2, "as many as are remembered"
+    last = f"j{JOBS_REMEMBERED + 2}"
+    assert cancel(JOBS_REMEMBERED + 2) == ["j1", *(f"j{number}" for number in range(3, JOBS_REMEMBERED + 2)), last]
+    assert cancel(1) == [*(f"j{number}" for number in range(4, JOBS_REMEMBERED + 2)), last, "j1"]
+    coordinator.recall(coordinator.make(named(scene, "old", 999)), "finished", "")
+    assert len(coordinator.jobs) == JOBS_REMEMBERED and "j4" not in coordinator.jobs
 
 
 # ---- paused ----------------------------------------------------------------------------------------------------------

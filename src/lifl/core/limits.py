@@ -208,19 +208,20 @@ HISTORY_ROUNDS = 100_000
 """Rounds of a job whose rows stay where it says nothing else: some hundred bytes each."""
 HISTORY_RECEIPTS = 1_000
 """Those of them that have their receipts and clients, too: some kilobytes each."""
+JOBS_REMEMBERED = 64
+"""Jobs that are over whose clients still get an answer: the last ones, which are kept in memory."""
+JOBS_KEPT = 1_000
+"""Jobs that are over whose rows stay, and `lifl jobs` shows, where a node's config says nothing else (`jobs_kept`)."""
+JOBS_KEPT_MAX = 100_000
 TRIM_ROUNDS = 64
 """After so many commits what is beyond these is forgotten, so that few commits have to wait for it."""
 UPLOAD_URL_CHARS_MAX = 1024
 """Where models go that are to be stored elsewhere, too (`checkpoint.upload`)."""
 UPLOADS_WAITING_MAX = 8
 """Models of one job that wait to be sent there, and stay meanwhile; beyond it the oldest is given up."""
-UPLOADS_AT_ONCE = 4
-"""Models that are sent at a time, each of another job."""
 UPLOAD_RETRY_S = 1.0
 """After how long one that was not taken is sent again; each further wait is twice as long."""
 UPLOAD_RETRY_S_MAX = 300.0
-OUTBOUND_IDLE_S = 30.0
-"""The process that sends them ends when it has had nothing to do for so long."""
 KEPT_RANGES_MAX = 64
 """Ranges of rounds in an answer that says which models are there; what is beyond it is left out in the middle."""
 

@@ -162,8 +162,7 @@ class Daemon:
         self._driver = Driver(self.engine, folder, self._performer.perform)
         # A node starts in a pause, too: until the gateway is ready it is heard.
         self._driver.on_pause = lambda paused: self.gateway.hold(paused and self._ready.done())
-        self._performer.on_broken = self._driver.record
-        self.journal.on_event = self._driver.handle
+        self._performer.on_broken, self.journal.on_event = self._driver.record, self._driver.handle
         shown = (self._driver, self.arena, self.gateway, self.zygote, self.workers, self._meters)
         faulty, known = (self.audit, self.journal), (bool(config.capacity), bool(kept_capacity(self.store)))
         self.status = NodeStatus(self.identity, folder, known, warnings, faulty, *shown)
@@ -177,7 +176,8 @@ class Daemon:
             Pages(self._http, self.cli, config, self.audit, self._enforcement),
         )
         parts = (self._driver, rows, jobs, self.cli, self.status, credentials, folder, self.audit)
-        self._requests = Requests(*parts, *self._models, pages, self._shut_down, self.calibrate)
+        self._requests = Requests(*parts, *self._models, pages, self._shut_down, self.calibrate, config.jobs_kept)
+        self._performer.on_over = self._requests.jobs_kept.look
         self._sessions = Sessions(self._driver, self.store, self.gateway, self._callers, self.audit, config)
 
     def _make_engine(self) -> Engine:

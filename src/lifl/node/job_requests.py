@@ -6,7 +6,7 @@ What can refuse a request comes first; then rows, then the event by which the en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ class JobRequests:
         self._in_turn = asyncio.Lock()
         self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
         self.succession: Succession | None = None
+        self.on_forgotten: Callable[[int], object] = lambda _number: None
         self._removed: RemovedCopies | None = None
 
     def belong(self, removed: RemovedCopies) -> None:
@@ -282,7 +283,7 @@ class JobRequests:
         told = {"job": row.name, "folder": str(folder), "files": removed.files, "bytes": removed.nbytes}
         return told | ({"copies": True} if copied else {})
 
-    async def _forget(self, row: AnyJob, who: str, copies: bool = False) -> None:
+    async def _forget(self, row: AnyJob, who: str, copies: bool = False, why: str = "") -> None:
         """Forget a job that is over: its rows; `copies`: other nodes' copies of its models go."""
         await write_now(self._rows, fx.DropJob(row.name, row.number, copies))
         if copies and self._removed is not None:
@@ -290,7 +291,8 @@ class JobRequests:
         await self._driver.idle()
         self._driver.handle(ev.JobRemoved(row.name))
         self._keeper.seen.pop(row.name, None)
-        self._audit.note("job.removed", who, job=row.name, number=row.number)
+        self.on_forgotten(row.number)
+        self._audit.note("job.removed", who, why, job=row.name, number=row.number)
 
     # ---- those that run ----------------------------------------------------------------------------------------------
 

@@ -6,8 +6,12 @@ import os
 from typing import Any
 
 from lifl.core import effects as fx
+from lifl.core.limits import JOBS_MAX
 from lifl.node import machine
 from lifl.node.children import Child
+
+OPENED_MAX = 2 * JOBS_MAX
+"""Rounds whose beginning is noted: of a job one that is open, and one that is being saved."""
 
 
 class Meters:
@@ -29,7 +33,12 @@ class Meters:
     def published(self, event: fx.Publish) -> None:
         """Read the meters when a round opens."""
         if event.name == "round.opened":
-            self._opened[event.job, event.fields["round"]] = self.read()
+            self._opened.pop(at := (event.job, event.fields["round"]), None)
+            self._opened[at] = self.read()
+            if len(self._opened) > OPENED_MAX:  # of rounds that another node has ended
+                del self._opened[next(iter(self._opened))]
+        elif event.name == "job.over":  # its last round has no receipt
+            self._opened = {at: read for at, read in self._opened.items() if at[0] != event.job}
 
     def complete(self, row: fx.SaveRound, redirector: str) -> None:
         """Add to a round's receipt what only this node's machine knows."""

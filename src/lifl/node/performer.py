@@ -80,6 +80,7 @@ class Performer:
         self._meters = meters
         self.peers: Peers | None = None
         self.on_broken: Callable[[fx.JobBroke], None] = lambda _effect: None
+        self.on_over: Callable[[], None] = lambda: None  # a job is over, and its row says so
 
     def perform(self, effects: Sequence[fx.Effect]) -> None:
         """Perform effects in order.
@@ -194,3 +195,5 @@ class Performer:
         self._cli.publish(effect.name, effect.job, effect.fields)
         if self.trackers is not None:
             self.trackers.published(effect)
+        if effect.name == "job.over":
+            self.on_over()

@@ -31,6 +31,7 @@ from lifl.node.cli_server import CliServer
 from lifl.node.driver import Driver
 from lifl.node.durable_rows import DurableRows
 from lifl.node.job_requests import JobRequests, all_rows, known_row
+from lifl.node.jobs_kept import JobsKept
 from lifl.node.keeper import Keeper
 from lifl.node.link import Link
 from lifl.node.log_file import last_log_lines
@@ -52,7 +53,7 @@ ROWS_READ = 64
 class Requests:
     """Answers the command line; raises `LiflError` for a "no".
 
-    `shut_down` ends the node, soon; `measure` has its capacity measured.
+    `shut_down` ends the node, soon; `measure` has its capacity measured.  The last `jobs_kept` jobs that are over stay.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Requests:
         pages: Pages,
         shut_down: Callable[[], None],
         measure: Callable[[], None],
+        jobs_kept: int,
     ) -> None:
         self._audit = audit
         self._driver = driver
@@ -84,12 +86,16 @@ class Requests:
         self._models = ModelsThere(folder, store, keeper)
         self._uploads = ModelUploads(folder / "models", status.arena_bytes, self._models_in_use)
         self.changes = JobRequests(driver, rows, store, cli, folder, audit, self._models, keeper)
+        # What waits to be sent is sent all the same.
+        self.changes.on_forgotten = lambda number: outbound.needed(number) or outbound.forget(number)
+        self.jobs_kept = JobsKept(self.changes, store, outbound, jobs_kept)
         self.pages = pages
         self._reading = asyncio.Lock()  # of the audit log
 
     def take_unreadable(self, unreadable: dict[str, str]) -> None:
-        """Note which jobs could not be taken up, and why."""
+        """Note which jobs could not be taken up, and why: the others are, and old ones may go."""
         self.changes.unreadable = unreadable
+        self.jobs_kept.look()
 
     def handle(self, message: Any, link: Link) -> dict[str, Any] | Coroutine[Any, Any, dict[str, Any]]:
         """Return the result of one request; what writes rows returns it later."""

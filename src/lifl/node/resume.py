@@ -20,6 +20,7 @@ from lifl.core.coordinator.job_queue import QUEUED
 from lifl.core.errors import Refused, RemoteFault
 from lifl.core.ids import ATTEMPTS_MAX, Key, Kind, is_hosted
 from lifl.core.limits import (
+    JOBS_REMEMBERED,
     LOSS_ROUNDS_MAX,
     RELIABILITY_CLIENTS_MAX,
     ROUNDS_REMEMBERED,
@@ -37,9 +38,6 @@ from lifl.shm.layout import ObjectState
 from lifl.shm.owned_arena import OwnedArena
 
 log = logging.getLogger("lifl.resume")
-
-OVER_REMEMBERED = 64
-"""Jobs that were over already whose clients still get an answer, the last ones."""
 
 
 class Left(NamedTuple):
@@ -133,7 +131,7 @@ def known_jobs(store: NodeStore, owner: int, state: Path, claimed: bool = False)
     would count as lost.  Where models are copied each node has a folder of its own, which may not be there yet.
     """
     running: list[tuple[ev.JobFacts, ev.JobHistory, str]] = []
-    over: deque[tuple[ev.JobFacts, ev.JobHistory, str, str]] = deque(maxlen=OVER_REMEMBERED)
+    over: deque[tuple[ev.JobFacts, ev.JobHistory, str, str]] = deque(maxlen=JOBS_REMEMBERED)
     unreadable: dict[str, str] = {}
     for row in store.jobs():
         try:

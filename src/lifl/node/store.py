@@ -25,6 +25,7 @@ from lifl.core.errors import ResourceFault
 from lifl.core.formats import DATABASE_FORMAT, DATABASE_OLDEST, RELEASE, newer_text
 from lifl.core.ids import ATTEMPTS_MAX, HOSTED_MAX, HOSTED_MIN
 from lifl.core.limits import CAPACITY_MAX, INCARNATION_MAX, REMOVED_COPIES_MAX, ROUNDS_MAX, TRIM_ROUNDS, WORD_CHARS_MAX
+from lifl.core.planning.jobs_kept import OverJob
 from lifl.core.planning.keeping import Kept
 from lifl.core.planning.plan import Plan, PlanRequest
 from lifl.core.schema import TensorSpec
@@ -349,6 +350,20 @@ def keep_capacity(store: NodeStore, capacity: float) -> None:
 def removed_copies(store: NodeStore) -> list[tuple[int, str]]:
     """Return number and name of the last jobs that were forgotten with their models, the last one last."""
     return [(number, name) for number, name in store._all("SELECT number, name FROM removed ORDER BY at")]
+
+
+def over_jobs(store: NodeStore, kept: int) -> list[OverJob]:
+    """Return the jobs that are over, each with when it was submitted or its last row of a round was saved.
+
+    None, and at no cost, while there are not more than `kept` jobs in all.
+    """
+    ((jobs,),) = store._all("SELECT count(*) FROM jobs")
+    if jobs <= kept:
+        return []
+    last = "(SELECT saved_unix_s FROM rounds WHERE job = name ORDER BY round DESC, attempt DESC LIMIT 1)"
+    over = "status IN ('finished', 'failed', 'cancelled')"
+    found = store._all(f"SELECT number, submitted_unix_s, {last} FROM jobs WHERE {over}")
+    return [OverJob(number, max([0.0, *(at for at in ats if isinstance(at, float))])) for number, *ats in found]
 
 
 def add_session(store: NodeStore, config: JobConfig, tensors: tuple[TensorSpec, ...], states: tuple[str, ...]) -> int:

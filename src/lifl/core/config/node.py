@@ -19,6 +19,9 @@ from lifl.core.limits import (
     CAPACITY_MAX,
     CONNECTIONS_MAX,
     DEADLINE_S_MAX,
+    JOBS_KEPT,
+    JOBS_KEPT_MAX,
+    JOBS_REMEMBERED,
     REQUESTS_PER_S,
     REQUESTS_PER_S_MAX,
     STATE_DIR_BYTES_MAX,
@@ -48,6 +51,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A large body goes over at most `streams` connections (0: under TLS half as many as the machine has cores, up to 4;
     else one).
     `wait_queue_max` updates of one job may wait for room in the arena before others are told BUSY.
+    Of jobs that are over the last `jobs_kept` are known, the others forgotten as by ``lifl rm``; their models stay.
     `http` is the HOST:PORT at which clients come by HTTP; empty: none do.
     `control` is the HOST:PORT at which other nodes reach this one; with `join`, the control address of any member, the
     node joins that member's cluster; with an identity, or else by the token in `token_file`.
@@ -77,6 +81,7 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_bytes_per_s: Annotated[int, msgspec.Meta(ge=0, le=BYTES_PER_S_MAX)] = 0
     streams: Annotated[int, msgspec.Meta(ge=0, le=STREAMS_MAX)] = 0
     wait_queue_max: Annotated[int, msgspec.Meta(ge=0, le=CONNECTIONS_MAX)] = 1024
+    jobs_kept: Annotated[int, msgspec.Meta(ge=JOBS_REMEMBERED, le=JOBS_KEPT_MAX)] = JOBS_KEPT
     http: Address = ""
     control: Address = ""
     join: Address = ""

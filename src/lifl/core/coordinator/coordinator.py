@@ -29,7 +29,7 @@ from lifl.core.coordinator.round_runner import heard
 from lifl.core.coordinator.session import Session, host_left
 from lifl.core.errors import LocalFault, Refused
 from lifl.core.fields import Message
-from lifl.core.limits import JOBS_MAX, SCHEMAS_BYTES_MAX
+from lifl.core.limits import JOBS_MAX, JOBS_REMEMBERED, SCHEMAS_BYTES_MAX
 from lifl.core.planning.capacity import NodeLoad
 from lifl.core.protocol import client as cm
 from lifl.core.protocol import cluster as p
@@ -149,7 +149,7 @@ class Coordinator:
     def recall(self, job: Job, status: str, reason: str) -> None:
         """Keep a job that was over in an earlier life: its clients may still ask."""
         job.status, job.reason = status, reason
-        self.jobs[job.name] = job
+        remember(self, job)
 
     def cancel(self, name: str) -> Job:
         """End a job.  Raise `Refused` when there is none of that name, or it is over."""
@@ -172,9 +172,11 @@ class Coordinator:
         elif job.queued:
             self.queue.advance()
         if job.over:
-            self.running.pop(job.spec.number, None)
+            ends = self.running.pop(job.spec.number, None) is not None
             if job.spec.is_fold:  # nothing of it stays
                 self.jobs.pop(job.name, None)
+            elif ends:
+                remember(self, job)
             self._try_open()
 
     # ---- clients -----------------------------------------------------------------------------------------------------
@@ -370,6 +372,15 @@ def note_load(coordinator: Coordinator, number: int, load: NodeLoad, hosted_byte
     """Note what a node tells of itself; room that its own folds have given back is there for jobs."""
     if coordinator.nodes.told(number, load, hosted_bytes):
         coordinator._try_open()
+
+
+def remember(coordinator: Coordinator, job: Job) -> None:
+    """Keep a job that is over, whose clients may still ask, as the last of `JOBS_REMEMBERED`."""
+    coordinator.jobs.pop(job.name, None)
+    coordinator.jobs[job.name] = job
+    over = [name for name, other in coordinator.jobs.items() if other.over]
+    for name in over[:-JOBS_REMEMBERED]:
+        del coordinator.jobs[name]
 
 
 def forget(coordinator: Coordinator, name: str) -> None:

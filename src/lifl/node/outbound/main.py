@@ -24,7 +24,7 @@ from typing import Any
 
 from lifl.confine import box, signals
 from lifl.core.fields import Message
-from lifl.core.limits import OUTBOUND_IDLE_S, TEXT_CHARS_MAX, UPLOADS_AT_ONCE
+from lifl.core.limits import TEXT_CHARS_MAX
 from lifl.core.protocol.frames import FrameDecoder, encode
 from lifl.core.protocol.gateway import Drain
 from lifl.core.protocol.outbound import ModelSent, ModelUnsent, SendModel
@@ -32,6 +32,10 @@ from lifl.core.protocol.outbound import ModelSent, ModelUnsent, SendModel
 SENT = ".lifl-uploaded"
 """In a job's folder: the number of the round that was sent last."""
 READ_BYTES = 64 * 1024
+UPLOADS_AT_ONCE = 4
+"""Models that are sent at a time, each of another job."""
+OUTBOUND_IDLE_S = 30.0
+"""The process ends when it has had nothing to do for so long."""
 LOCAL = ("file", "local")
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _PR_SET_PDEATHSIG = 1
