@@ -77,7 +77,7 @@ def test_a_state_of_many_objects_is_copied_more_rarely(monkeypatch: pytest.Monke
         return snapshot.take([[] for _ in range(9)], RecordingStore)  # ten objects
 
     log = EventLog(RecordingStore(Arena(10)), copy)
-    for _ in range(21):
+    for _ in range(11):
         log.end(0.0, ev.Tick(), log.begin(), [])
     assert len(copies) == 2
 

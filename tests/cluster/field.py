@@ -46,13 +46,14 @@ class Field:
         self.team: Fleet | None = None
         self._begun: list[float] = []  # when a trainer was first given each round, from round 1 on
         self._changed = threading.Condition()
+        self._handed_over = False  # while it was being submitted
 
     @contextmanager
     def running(self, **keys: Any) -> Iterator[Field]:
         """The job is submitted, runs, and is cancelled at the end; then all its updates have been told of."""
         cluster = self.cluster
         wanted = {"job__rounds": 100_000, **cluster.job(self.job), **keys}
-        submit(cluster.coordinator, self.job, self.oracle.model(), **wanted)
+        until("the job to be taken", lambda: self._submitted(wanted))
         with cluster.fleet(self.job, self.clients, self.oracle.update, play=self._play) as team:
             self.team = team
             self.wait(2)
@@ -64,6 +65,19 @@ class Field:
             team.join(well=False)
             errors = {type(error) for error in team.errors().values()}
             assert errors <= {JobCancelled}, team.errors()
+
+    def _submitted(self, wanted: dict[str, Any]) -> bool:
+        """Whether the job is there; False: who coordinated does not any more, and may have kept it all the same."""
+        try:
+            submit(self.cluster.coordinator, self.job, self.oracle.model(), **wanted)
+        except AssertionError as refused:
+            if self._handed_over and "[job-exists]" in str(refused):
+                return True
+            if "[not-coordinator]" not in str(refused):
+                raise
+            self._handed_over = True
+            return False
+        return True
 
     def _play(self, trainer: Trainer, round_: Round) -> None:
         with self._changed:

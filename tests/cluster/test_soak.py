@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from soak import KINDS, SPARE, WARM_LAPS, Deck, grown
+from soak import KINDS, ONCE, SPARE, WARM_LAPS, Deck, grown
 from stretch import ALLOWED, EDGE, WARM, Edges, edges, faults, risen
 
 FLAT = {"pss_bytes": 100e6, "descriptors": 80.0, "processes": 4.0, "bpf": 6.0, "round_s": 0.4}
@@ -19,6 +19,7 @@ def laps(**slopes: float) -> list[dict[str, float]]:
         lap = {kind: value * rng.uniform(0.97, 1.03) for kind, value in FLAT.items()} | {"processes": 4.0, "bpf": 6.0}
         lap |= {kind: lap[kind] + slope * number for kind, slope in slopes.items() if kind in lap}
         rows = slopes.get("database_bytes", 3000.0)
+        lap["led"] = 0.0
         found.append(lap | {"rounds": 10.0, "database_bytes": 50_000.0 + rows * 10 * number})
     for lap in found[:WARM_LAPS]:
         lap["pss_bytes"] /= 2
@@ -36,6 +37,26 @@ def test_noise_is_no_growth_nor_what_fills_at_first() -> None:
 def test_what_grows_from_lap_to_lap_is_found(kind: str, slope: float) -> None:
     (found,) = grown(laps(**{kind: slope}))
     assert found.startswith(f"{kind} grows by ") and kind in SPARE
+
+
+def once(at: int, nbytes: float, **slopes: float) -> list[dict[str, float]]:
+    """Laps from one of which on the node has coordinated, and takes so much more."""
+    found = laps(**slopes)
+    for lap in found[at:]:
+        lap["led"] = 1.0
+        lap["pss_bytes"] += nbytes
+    return found
+
+
+@pytest.mark.parametrize("at", [3, 10, 17])
+def test_what_a_node_takes_once_to_coordinate_is_no_growth(at: int) -> None:
+    assert grown(once(at, ONCE["led"])) == []
+
+
+@pytest.mark.parametrize(("nbytes", "slope"), [(2.5 * ONCE["led"], 0.0), (ONCE["led"], 3e6), (0.0, 3e6)])
+def test_too_much_of_that_is_and_so_is_what_grows_beside(nbytes: float, slope: float) -> None:
+    (found,) = grown(once(10, nbytes, pss_bytes=slope))
+    assert found.startswith("pss_bytes grows by ")
 
 
 def test_databases_may_have_rows_and_no_more() -> None:

@@ -255,8 +255,9 @@ class EventLog:
         return answers
 
     def _segment_events(self) -> int:
-        # A copy takes some 3 µs for each object: it is to stay a small part of the work, and the log of the memory.
-        return min(max(SEGMENT_EVENTS, 2 * len(self._segments[-1].state.objects)), SEGMENT_EVENTS_MAX)
+        # A copy takes some 3 µs for each object, and so for each event: it is to stay a small part of the work.  An
+        # event takes some 2 kB: the log is to stay a small part of the memory.
+        return min(max(SEGMENT_EVENTS, len(self._segments[-1].state.objects)), SEGMENT_EVENTS_MAX)
 
     def end(self, now: float, event: Any, answers: list[Any], effects: list[fx.Effect]) -> None:
         """Keep an event with what it led to."""
