@@ -94,7 +94,7 @@ class JobRequests:
         self._in_turn = asyncio.Lock()
         self.unreadable: dict[str, str] = {}  # jobs that could not be taken up, and why
         self.succession: Succession | None = None
-        self.on_forgotten: Callable[[int], object] = lambda _number: None
+        self.on_forgotten: Callable[[int], None] = lambda _number: None
         self._removed: RemovedCopies | None = None
 
     def belong(self, removed: RemovedCopies) -> None:

@@ -86,8 +86,7 @@ class Requests:
         self._models = ModelsThere(folder, store, keeper)
         self._uploads = ModelUploads(folder / "models", status.arena_bytes, self._models_in_use)
         self.changes = JobRequests(driver, rows, store, cli, folder, audit, self._models, keeper)
-        # What waits to be sent is sent all the same.
-        self.changes.on_forgotten = lambda number: outbound.needed(number) or outbound.forget(number)
+        self.changes.on_forgotten = outbound.let_go
         self.jobs_kept = JobsKept(self.changes, store, outbound, jobs_kept)
         self.pages = pages
         self._reading = asyncio.Lock()  # of the audit log

@@ -111,6 +111,11 @@ class Outbound:
         if job is not None and job.timer is not None:
             job.timer.cancel()
 
+    def let_go(self, number: int) -> None:
+        """Forget a job that is known no more; what waits to be sent is sent all the same."""
+        if not self.needed(number):
+            self.forget(number)
+
     def needed(self, number: int) -> set[int]:
         """Return the rounds of a job whose files are still to be sent."""
         job = self._jobs.get(number)
