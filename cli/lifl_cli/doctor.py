@@ -192,7 +192,7 @@ def _capabilities(_state_dir: Path) -> Iterator[Finding]:
 def _bcc(_state_dir: Path) -> Iterator[Finding]:
     from lifl.redirect.sockmap.loader import SYSTEM_PYTHON
 
-    for interpreter in dict.fromkeys((sys.executable, SYSTEM_PYTHON)):
+    for interpreter in filter(shutil.which, dict.fromkeys((sys.executable, SYSTEM_PYTHON))):
         done = subprocess.run(
             [interpreter, "-c", "import bcc; bcc.BPF.SK_MSG; print(bcc.__version__)"],
             capture_output=True,

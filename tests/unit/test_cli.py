@@ -17,7 +17,7 @@ import click
 import msgspec
 import pytest
 from click.testing import CliRunner
-from lifl_cli import config_file, fetch_model, model, up
+from lifl_cli import config_file, doctor, fetch_model, model, up
 from lifl_cli.daemon_client import DaemonClient
 from lifl_cli.main import COMMANDS, set_up_process
 from lifl_cli.render import figures, tables, top, trees
@@ -32,6 +32,7 @@ from lifl.core.limits import CONFIG_FILE_BYTES_MAX
 from lifl.core.protocol.cli import Answer, CancelJob, DrainNode, Event, FromCli, JobStatus, ListJobs, PlansOfRound
 from lifl.core.protocol.client import Refusal
 from lifl.core.protocol.frames import FRAME_BYTES_MAX, encode
+from lifl.redirect.sockmap import loader
 
 JOB = """
 [job]
@@ -676,3 +677,11 @@ def test_what_is_no_file_any_more_is_not_waited_for(tmp_path: Path) -> None:
 )
 def test_top_says_who_coordinates_or_why_nobody_does(store: dict[str, Any], shown: str) -> None:
     assert shown in rendered(top._store_text(store))
+
+
+def test_doctor_goes_on_where_the_system_has_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose Python is in /usr/local."""
+    monkeypatch.setattr(loader, "SYSTEM_PYTHON", "/nowhere/python3")
+    monkeypatch.setattr("sys.executable", "/nowhere/else")
+    (found,) = doctor._bcc(Path())
+    assert (found.level, found.what) == ("warn", "bcc")

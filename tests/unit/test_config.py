@@ -84,6 +84,12 @@ def test_unknown_key_names_its_path_and_the_nearest(key: str, nearest: str) -> N
 
 def test_unknown_key_without_a_neighbour_lists_what_is_known() -> None:
     assert "known here: job.name, job.rounds" in refused(MINIMAL, ("job.zzzz=1",)).problem
+    assert "known here: checkpoint.keep.last" in refused(MINIMAL, ("checkpoint.keep.foo=1",)).problem
+
+
+def test_a_value_in_a_table_is_told_with_the_table() -> None:
+    error = refused(MINIMAL, ("placement.nodes={zone=1}",))
+    assert (error.path, "(given: {'zone': 1})" in error.problem) == ("placement.nodes", True)
 
 
 @pytest.mark.parametrize(

@@ -156,14 +156,13 @@ def _table_of(hint: Any) -> Any:
 
 def _unknown_key(path: str, known: Mapping[str, bool]) -> ConfigError:
     last = path.rpartition(".")[2]
-    # The right name in a wrong section first, then the nearest spelling.
-    found = [name for name in known if name.rpartition(".")[2] == last]
-    found = found or difflib.get_close_matches(path, known, 1, 0.6)
-    if not found:
-        near = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in known], 1, 0.6)
-        found = [name for name in known if near and name.rpartition(".")[2] == near[0]]
     section = path.rpartition(".")[0]
     here = [name for name in known if name.rpartition(".")[0] == section] or list(known)
+    # The right name in a wrong section first, then the nearest spelling in this one, and in any.
+    found = [name for name in known if name.rpartition(".")[2] == last]
+    for names in (here, list(known)):
+        near = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], 1, 0.6)
+        found = found or [name for name in names if near and name.rpartition(".")[2] == near[0]]
     hint = f"did you mean {found[0]}?" if found else f"known here: {', '.join(here)}"
     return ConfigError(path, f"unknown key; {hint}")
 
@@ -186,6 +185,7 @@ def _config_error(text: str, table: Mapping[str, Any], kind: type[msgspec.Struct
     if missing:
         return ConfigError(f"{path}.{missing[1]}" if path else missing[1], "is missing and has no default")
     value: Any = table
+    path = path.partition("[...]")[0]  # some value of a table
     for key in path.replace("[", ".[").split("."):
         value = _part(value, key)
     if problem.startswith("Invalid enum value"):
