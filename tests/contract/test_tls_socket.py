@@ -8,9 +8,11 @@ import os
 import random
 import select
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -476,6 +478,21 @@ def test_who_does_not_know_the_ca_yet_sees_the_certificate(node: Contexts) -> No
     assert ends[0].peer_certificate
     for end in ends:
         end.close()
+
+
+def test_a_node_gives_out_no_session_by_which_somebody_could_come_again_without_a_certificate(
+    node: Contexts, client: Contexts
+) -> None:
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = client.client()
+    dialler = context.wrap_bio(back, there, server_hostname="127.0.0.1")
+    taker = node.server().wrap_bio(there, back, server_side=True)
+    for side in (dialler, taker, dialler, taker):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    taker.write(b"!")
+    assert dialler.read(1) == b"!", "what a node sends behind the handshake was read"
+    assert dialler.session is None or not dialler.session.has_ticket
 
 
 def test_expired_and_not_yet_valid_ones_are_refused(tmp_path: Path, ca: Authority, node: Contexts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ from lifl.core.identity import Identity, Role
 from lifl.core.limits import CLI_CONNECTIONS_MAX
 from lifl.core.protocol import cli as om
 from lifl.core.protocol.frames import FrameDecoder, encode
-from lifl.node import cli_server
+from lifl.node import cli_server, who
 from lifl.node.audit_log import AuditLog
 from lifl.node.cli_server import CliServer
 from lifl.node.link import Link
@@ -155,6 +156,20 @@ def test_who_asks_without_end_and_does_not_read_waits_and_holds_up_nobody(tmp_pa
             assert data
             left -= len(data)
         assert answered == 1000, "all are answered to who reads"
+        door.close()
+
+    asyncio.run(play())
+
+
+def test_another_account_that_gets_at_the_socket_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the folder, or the socket, lets it in: the kernel is asked who comes."""
+
+    async def play() -> None:
+        door = Door(tmp_path)
+        for uid, served in ((os.geteuid(), True), (0, True), (os.geteuid() + 1, False)):
+            monkeypatch.setattr(who, "peer_uid", lambda _sock, uid=uid: uid)
+            answer = await door.ask(await door.connect(), om.ListJobs())
+            assert answer == (om.Answer({}) if served else None), uid
         door.close()
 
     asyncio.run(play())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from types import SimpleNamespace
+
 import pytest
 
 from lifl.core import limits
 from lifl.node.handshakes import Handshakes
+from lifl.node.security import TLS_HANDSHAKE, Security
 
 
 def test_so_many_at_once_are_made_at_once_and_the_next_waits_for_its_turn() -> None:
@@ -44,3 +49,27 @@ def test_of_so_many_sources_is_counted_and_the_first_makes_place_for_one_beyond(
     for number in range(limits.HANDSHAKE_SOURCES_MAX):
         books.wait_s(f"other {number}", 0.0)
     assert books.wait_s("first", 0.0) == 0.0, "nobody's books grow without end"
+
+
+def test_a_door_makes_no_handshake_before_its_turn() -> None:
+    """What a handshake costs, a signature, is not spent on who is turned away."""
+
+    async def play() -> None:
+        security = Security(SimpleNamespace())  # type: ignore[arg-type]  # whose contexts would be asked for first
+        asked: list[str] = []
+
+        def late(source: str, _now: float) -> float:
+            asked.append(source)
+            raise ConnectionRefusedError("it would wait too long")
+
+        security._handshakes = SimpleNamespace(wait_s=late)  # type: ignore[assignment]
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as here:
+            here.connect(listener.getsockname())
+            here.sendall(TLS_HANDSHAKE)
+            raw, _ = listener.accept()
+            raw.setblocking(False)
+            with raw, pytest.raises(ConnectionRefusedError, match="wait too long"):
+                await security.taken(raw)
+        assert asked == ["127.0.0.1"]
+
+    asyncio.run(play())
