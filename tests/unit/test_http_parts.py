@@ -10,8 +10,10 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import h11
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,8 @@ from safetensors.numpy import load, save
 
 from lifl.core import limits
 from lifl.core.errors import Refused
+from lifl.core.fields import Message
+from lifl.core.protocol import client as cm
 from lifl.core.schema import Layout, TensorSpec
 from lifl.node.http.api import STATUS, Api, _number, _send_model
 from lifl.node.http.description import OTHERS, described
@@ -27,7 +31,8 @@ from lifl.node.http.models import ModelFile, names, wanted
 from lifl.node.http.native import Native
 from lifl.node.http.operations import OPERATIONS, matched
 from lifl.node.http.segments import Segments
-from lifl.node.http.sessions import Lent, Session
+from lifl.node.http.sessions import Lent, Session, wanted_of
+from lifl.node.http.ticket_sessions import TicketSession
 from lifl.node.http.uploads import HEADER_BYTES_MORE, Upload, file_bytes_max, header_bytes_max
 from lifl.node.http.wire import ClientGone, Exchange, Problem, Requests
 from lifl.shm.mapping import Mapped
@@ -345,6 +350,58 @@ def test_nobody_waits_for_news_of_a_client_that_is_not_connected() -> None:
         assert refused.value.code == "node-away"
 
     asyncio.run(asyncio.wait_for(waits(), 60))
+
+
+OVER = cm.RoundOver("j", 1, "its quorum was not reached")
+SPOILT = cm.Refusal(cm.SPOILT, "update", "it was not finite", "j", 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "state"),
+    [
+        ([OVER], "over"),
+        ([cm.Accepted("j", 1), OVER], "over"),
+        ([cm.Accepted("j", 1), SPOILT], "over"),
+        ([cm.Accepted("j", 1)], "over"),  # lost with a node: the attempt goes on
+        ([cm.Committed("j", 1, True)], "committed"),  # its model was damaged, and the round is run again
+    ],
+)
+def test_who_is_selected_for_a_round_again_is_told_so(before: list[Message], state: str) -> None:
+    """What was known is of an earlier attempt, or lost: who asks for the selection is to send an update once more."""
+
+    async def hears() -> None:
+        session = Session(None, None, None, "c", "j")  # type: ignore[arg-type]
+        selected = cm.Selected("j", 1, 50.0, LAYOUT.tensors, LAYOUT.data_bytes, {})
+        session._heard(selected)
+        assert wanted_of(session) is selected
+        for message in before:
+            session._heard(message)
+        assert wanted_of(session) is None
+        again = msgspec.structs.replace(selected, deadline_s=40.0)
+        session._heard(again)
+        assert wanted_of(session) is again
+        assert session.fates[1].state == state, "who waits for what becomes of the first one hears of its end"
+        session._heard(cm.Accepted("j", 1))
+        assert wanted_of(session) is None and session.fates[1].state == "accepted"
+
+    asyncio.run(hears())
+
+
+def test_who_has_a_ticket_is_told_of_a_fold_again_that_has_its_update() -> None:
+    """It is told as often as it asks, and is to send nothing."""
+
+    async def hears() -> None:
+        line = SimpleNamespace(fold=0, shown=None)
+        came = SimpleNamespace(by_ticket=False)
+        session = TicketSession(None, None, came, "c", "j", ticket=line)  # type: ignore[arg-type]
+        selected = cm.Selected("j", 1, 50.0, LAYOUT.tensors, LAYOUT.data_bytes, {}, fold=257)
+        for message in (selected, cm.Accepted("j", 1), selected):
+            session._heard(message)
+        assert wanted_of(session) is None and session.fates[1].state == "accepted"
+        session._heard(msgspec.structs.replace(selected, fold=258))
+        assert wanted_of(session) is not None and not session.fates
+
+    asyncio.run(hears())
 
 
 @pytest.mark.parametrize("text", ["", "\u0663", "1_0", "0x1", "1,5", "--1"])

@@ -26,7 +26,7 @@ from lifl.node.http.callers import Caller
 from lifl.node.http.description import described
 from lifl.node.http.models import ModelFile, names, wanted
 from lifl.node.http.operations import SAFETENSORS, WAIT_S_DEFAULT
-from lifl.node.http.sessions import Fate, JobEnded, NoRoom, Session, Sessions
+from lifl.node.http.sessions import Fate, JobEnded, NoRoom, Session, Sessions, wanted_of
 from lifl.node.http.ticket_sessions import TicketSession
 from lifl.node.http.uploads import Upload
 from lifl.node.http.wire import Exchange, Problem
@@ -300,7 +300,7 @@ async def _selection(session: Session, until_s: float) -> cm.Selected | None:
     await session.join()
     if isinstance(session, TicketSession):
         session.look_anew()
-    while (found := session.selected) is None or found.round in session.fates:
+    while (found := wanted_of(session)) is None:
         if not await session.news(until_s):
             return None
     return found

@@ -47,6 +47,9 @@ class Fate(NamedTuple):
     text: str = ""
 
 
+LOST = Fate("over", code="round-over", text="it was lost with a node before its round ended, and is asked for again")
+
+
 class Lent(NamedTuple):
     """A model where it lies, and what it was sealed with; 0: nothing.
 
@@ -62,6 +65,9 @@ class Lent(NamedTuple):
 class Session:
     """One client (`name`) in one job."""
 
+    asks_once = True
+    """Whether it is told of a round once for each update that is wanted."""
+
     def __init__(self, door: Link, segments: Segments, came: gm.ClientCame, name: str, job: str) -> None:
         self.name, self.job = name, job
         self.turn = asyncio.Lock()
@@ -71,6 +77,7 @@ class Session:
         self.selected: cm.Selected | None = None
         self.selected_at_s = 0.0
         self.fates: dict[int, Fate] = {}
+        self.anew: int | None = None  # the round that it is selected for though it has a fate: of an earlier attempt
         self.busy = 0
         """Requests that are being answered."""
         self.idle_since_s = 0.0
@@ -145,6 +152,8 @@ class Session:
             case cm.Selected():
                 tensors = message.tensors or (self._layout.tensors if self._layout is not None else ())
                 self._know(tensors)
+                if self.asks_once:
+                    _note_anew(self, message.round)
                 self.selected, self.selected_at_s = message, self._loop.time()
             case cm.Accepted(_job, number):
                 self._settle(number, Fate("accepted"))
@@ -164,6 +173,7 @@ class Session:
 
     def _settle(self, number: int, fate: Fate) -> None:
         self.fates[number] = fate
+        self.anew = None if self.anew == number else self.anew
         while len(self.fates) > limits.HTTP_ROUNDS_KEPT:
             del self.fates[min(self.fates)]
         if fate.state != "accepted" and self.selected is not None and self.selected.round == number:
@@ -291,6 +301,7 @@ class Session:
         if not isinstance(go, cm.Go):
             raise _over(go, round_)
         self._segment = self._segments.take(answer.descriptor)
+        self.fates.pop(round_, None)
         self.upload = Upload(self._segment, go.offset, layout, round_, weight, metrics)
         return self.upload
 
@@ -351,6 +362,20 @@ def _over(message: Message, round_: int) -> Exception:
         case cm.Committed():
             return Refused("round-over", "round", f"round {round_} is committed; wait for the next selection")
     return is_fault(message)
+
+
+def wanted_of(session: Session) -> cm.Selected | None:
+    """Return the round that an update is wanted for, if there is one: nothing has become of one since it was told."""
+    found = session.selected
+    known = found is not None and found.round in session.fates and found.round != session.anew
+    return None if known else found
+
+
+def _note_anew(session: Session, number: int) -> None:
+    """Note that an update is wanted; what is known of one is of an attempt that failed, or it is lost."""
+    if (fate := session.fates.get(number)) is not None:
+        session.anew = number
+        session.fates[number] = LOST if fate.state == "accepted" else fate
 
 
 class Sessions:

@@ -27,6 +27,8 @@ TOLD_S = 10.0
 class TicketSession(Session):
     """One client's, by one ticket."""
 
+    asks_once = False  # it is told of the fold that is open as often as it asks, also of one that has its update
+
     def __init__(
         self, door: Link, segments: Segments, came: gm.ClientCame, name: str, job: str, *, ticket: TicketLine
     ) -> None:
