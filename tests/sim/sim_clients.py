@@ -228,7 +228,7 @@ class Clients:
             client.told_of = None
             return
         if isinstance(message, cm.Refusal) and message.code == cm.EVALUATION_OVER:
-            client.evaluating = None
+            client.evaluating = None if client.evaluating == message.round else client.evaluating
             return
         if not isinstance(message, cm.Selected) and message.round == client.awaiting:
             client.awaiting = None
