@@ -17,11 +17,12 @@ from sim_arena import SimStore
 from sim_checks import must
 from sim_faults import Faults
 from sim_host import Host
-from sim_workers import SimWorker, Workers
+from sim_workers import WANTED, SimWorker, Workers
 
 from lifl.core import effects as fx
 from lifl.core import events as ev
 from lifl.core.config.job import fold_job
+from lifl.core.coordinator.session import CANCELLED
 from lifl.core.fields import Ticket
 from lifl.core.ids import HOSTED_MIN, Key, Kind, epoch_of, round_of
 from lifl.core.limits import HOST_GRACE_S
@@ -56,12 +57,13 @@ class FoldLife:
     excuse = ""
 
     def __init__(self, seed: int, chance: float) -> None:
-        self.seed, self.now, self.steps = seed, 0.0, 0
+        self.seed, self.now, self.steps, self.harsh = seed, 0.0, 0, chance > 0
         self.rng = random.Random(f"folds {seed}")
         self.host = Host(1, ARENA_BYTES)
         self.host.store = FoldStore(ARENA_BYTES, 1)
         self.hosts, self.jobs = {1: self.host}, {NAME: self}
         self.faults, self.workers = Faults(self, chance), Workers(self)  # type: ignore[arg-type]
+        self.workers.wanted = WANTED | {"leaf": WANTED["top"]}
         self.coordinates = self.rng.random() < 0.5
         self.number = 1 if self.coordinates else HOSTED_MIN + 1
         self.expected = self.rng.choice([1, 2, 5, 9])
@@ -218,7 +220,9 @@ class FoldLife:
                 self.heard.add(client)
             case fm.FoldDone():
                 self._done(message)
-            case fm.FoldOver(_, fold) if fold == self.fold:
+            case fm.FoldOver(_, fold, reason) if fold == self.fold:
+                may = reason == CANCELLED or (self.harsh and "did not end" not in reason)  # no worker stands still here
+                must(may, "begun-ends", f"fold {fold} is over: {reason}")
                 self.fold, self.is_open, self.closing = 0, False, False
                 self.asked.pop(conn, None)  # it is the answer to that, too
             case cm.Busy():

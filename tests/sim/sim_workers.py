@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from simulator import Cluster
 
 WANTED = {"leaf": (Kind.UPDATE,), "top": (Kind.UPDATE, Kind.PARTIAL), "middle": (Kind.PARTIAL,)}
+"""What each role takes in a job; in a fold a leaf is a link, and takes the partial of the one before (`chain.py`)."""
 
 SLOW_FILES, SLOW_S = 0.1, 0.5
 """Of so many files all else comes first."""
@@ -55,6 +56,7 @@ class Workers:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self.wanted = WANTED
         self.announced = 0  # how often a top was told of updates on their way
 
     def choices(self, host: Host, found: list[Callable[[], Any]]) -> None:
@@ -200,7 +202,7 @@ class Workers:
         if task is None or key in worker.seen[address]:
             return
         thing, output = host.store.things.get(key), host.store.things[Key.unpack(task.output)]
-        if thing is None or thing.job != output.job or thing.kind not in WANTED[task.role]:
+        if thing is None or thing.job != output.job or thing.kind not in self.wanted[task.role]:
             return
         if thing.epoch != output.epoch:
             must(not self._is_input(host, address, key), "epoch-fence", f"the {task.role} at {address} is given {key}")
