@@ -262,7 +262,7 @@ class FoldLife:
         return self.conns
 
     def _come(self) -> None:
-        self.conn, self.is_open, self.closing = self._new_conn(), False, False
+        self.conn, self.is_open, self.closing, self.ending = self._new_conn(), False, False, False
         self.handle(self.host, ev.SessionHosted(self.conn, NAME, SECRET))
 
     def _ask(self, what: str) -> None:
