@@ -83,6 +83,61 @@ def test_any_order_and_tree_gives_the_same_bits_in_both_kernels(dtype: str, monk
         assert len(found) == 1
 
 
+def in_both_kernels(
+    monkeypatch: pytest.MonkeyPatch, before: Vector, partials: list[Vector], updates: list[tuple[Vector, float]]
+) -> set[bytes]:
+    """Add to a copy of an accumulator, or to one that is not read if that is empty; return the sums."""
+    found, size = set(), len((updates or [(partials[0], 0.0)])[0][0])
+    for compiled in (kernels.COMPILED, None):
+        monkeypatch.setattr(kernels, "COMPILED", compiled)
+        acc = before.copy() if len(before) else accumulator(size)
+        binned.add(acc, partials, [vector for vector, _ in updates], [w for _, w in updates], keep=len(before) > 0)
+        found.add(result(acc, 1.0, "float64"))
+    monkeypatch.undo()
+    return found
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_any_number_of_updates_at_a_time_gives_the_same_sums(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of 39 bits round the products: a kernel that makes one operation of a product and a sum differs."""
+    rng, info = np.random.default_rng(3), kernels.ml_dtypes.finfo(numpy_dtype(dtype))
+    edges = [0.0, -0.0, float(info.smallest_subnormal), -float(info.tiny), 1 / 3, 2.0**-3, 2.0**-3 - 2.0**-9]
+    edges += [float(info.max), -float(info.max)] if dtype != "float64" else [1e150, -1e-150]
+    nothing = accumulator(0)
+    for count in (*range(1, 11), 15, 17):
+        size, spread = int(rng.choice([1, 2, 3, 5, 8, 15, 250, 256, 259, 530])), int(rng.choice([0, 2, 6]))
+        updates = [
+            (vector, float(rng.choice([*WEIGHTS, WHOLE_WEIGHT_MAX - 1, WHOLE_WEIGHT_MAX / 3 // 1])))
+            for vector in draw_updates(rng, dtype, size, count, spread)
+        ]
+        for vector, _ in updates:
+            where = rng.integers(0, size, 3)
+            vector[where] = np.array(rng.choice(edges, 3)).astype(vector.dtype)
+        one, other = accumulator(size), accumulator(size)
+        binned.add(one, [], [updates[0][0][::-1].copy()], [5.0], keep=False)
+        binned.add(other, [], [np.zeros(size, vector.dtype)], [2.0], keep=False)
+        for before in (nothing, one, other):
+            for partials in ([], [one], [other, one]):
+                assert len(in_both_kernels(monkeypatch, before, partials, updates)) == 1
+
+
+def test_a_large_accumulator_is_the_same_wherever_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored past the caches where it begins with a line of them."""
+    rng, size = np.random.default_rng(4), 2**23 // 24 + 300
+    updates = [(vector, 3.0) for vector in draw_updates(rng, "float32", size, 2, 0)]
+    (expected,) = in_both_kernels(monkeypatch, accumulator(0), [], updates)
+    memory = np.zeros(24 * size + 128, np.uint8)
+    line = -memory.ctypes.data % 64
+    for offset in (0, 8):
+        acc = memory[line + offset :][: 24 * size].view(numpy_dtype(binned.ACCUMULATOR))
+        memory[:] = 0xA5
+        binned.add(acc, [], [vector for vector, _ in updates], [3.0, 3.0], keep=False)
+        assert result(acc, 1.0, "float64") == expected
+        assert set(memory[: line + offset]) | set(memory[line + offset + 24 * size :]) == {0xA5}
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_mean_is_within_an_ulp_of_the_exact_one(dtype: str) -> None:

@@ -83,8 +83,8 @@ ALWAYS double from_bfloat(uint16_t value)
 /* ---- reproducible sums (fold_bins.h) ----------------------------------------------------------------------------- */
 
 #define BINS_BLOCK 256
-#define BINS_ROWS 8 /* vectors at a time: their products stay in the L1 cache */
-#define BINS_LANES 4
+#define BINS_ROWS 8 /* vectors at a time, at most: their products stay in registers */
+#define BINS_AHEAD 1024 /* bytes */
 #define BIN_BITS 32
 #define BIN_MIN 96 /* a multiple of BIN_BITS: the least high unit is 2^(BIN_MIN - 1023), and the low one is normal, too */
 #define BIN_SHIFT 52
@@ -137,8 +137,14 @@ ALWAYS double carried(double sum, double accumulator)
     return whole * double_of_bits(unit << 52);
 }
 
-typedef double bins_vector __attribute__((vector_size(8 * BINS_LANES)));
-typedef int64_t bins_bits __attribute__((vector_size(8 * BINS_LANES)));
+/* Keeps the compiler from making one operation of a product and what follows. */
+#if defined(__x86_64__)
+#define APART(product) __asm__("" : "+v"(product))
+#elif defined(__aarch64__)
+#define APART(product) __asm__("" : "+w"(product))
+#else
+#define APART(product) __asm__("" : "+m"(product))
+#endif
 
 struct bins_functions {
     void (*fold)(int, double *, int64_t, int, const double *const *, int64_t, const void *const *, const double *,
@@ -171,6 +177,7 @@ struct functions {
 #define NOINLINE static __attribute__((noinline, AVX2))
 #define STREAMS 1
 #define LANES 4
+#define BINS_LANES LANES
 #define VECTOR __m256d
 #define LOAD_FLOAT(from) _mm256_cvtps_pd(_mm_loadu_ps(from))
 #define LOAD_HALF(from) _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(from))))
@@ -183,8 +190,11 @@ struct functions {
 #define SPREAD _mm256_set1_pd
 #define MULTIPLY _mm256_mul_pd
 #define MULTIPLY_ADD _mm256_fmadd_pd
+#define SIGNS _mm256_movemask_pd
 #include "fold_target.h"
 #undef LANES
+#undef BINS_LANES
+#undef SIGNS
 #undef VECTOR
 #undef LOAD_FLOAT
 #undef LOAD_HALF
@@ -202,6 +212,7 @@ struct functions {
 #define NOINLINE static __attribute__((noinline, AVX512))
 #define STREAMS 1
 #define LANES 8
+#define BINS_LANES LANES
 #define VECTOR __m512d
 #define LOAD_FLOAT(from) _mm512_cvtps_pd(_mm256_loadu_ps(from))
 #define LOAD_HALF(from) _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from))))
@@ -214,6 +225,8 @@ struct functions {
 #define SPREAD _mm512_set1_pd
 #define MULTIPLY _mm512_mul_pd
 #define MULTIPLY_ADD _mm512_fmadd_pd
+#define SIGNS(values) _mm512_movepi64_mask((__m512i)(values))
+#define LARGER(a, b) _mm512_range_pd(a, b, 11) /* 11: of the magnitudes, without a sign */
 #include "fold_target.h"
 
 #define SAVED_AVX 0x06u    /* XCR0: the system saves the registers of SSE and AVX between threads */
@@ -252,6 +265,7 @@ static const struct functions *functions(void)
 #define INLINE ALWAYS
 #define NOINLINE static __attribute__((noinline))
 #define STREAMS 0
+#define BINS_LANES 2
 #include "fold_target.h"
 
 static const struct functions *functions(void)

@@ -12,23 +12,80 @@
 
 #define BINS OF(bins, SUFFIX)
 #define UPLIFT OF(bins_uplift, SUFFIX)
+#define ADD_GROUP OF(bins_add_group, SUFFIX)
+#define ADD_PASS OF(bins_add_pass, SUFFIX)
+#define ADD_REST OF(bins_add_rest, SUFFIX)
 #define ADD_ROWS OF(bins_add_rows, SUFFIX)
 #define ADD_BINS OF(bins_add_bins, SUFFIX)
-#define PRODUCTS OF(bins_products, SUFFIX)
 #define MEAN_BINS OF(bins_mean, SUFFIX)
+#define FLOATS OF(bins_floats, SUFFIX)
+#define BITS OF(bins_bits, SUFFIX)
+
+typedef double FLOATS __attribute__((vector_size(8 * BINS_LANES)));
+typedef int64_t BITS __attribute__((vector_size(8 * BINS_LANES)));
 
 #define load_bins OF(load_bins, SUFFIX)
-INLINE bins_vector load_bins(const double *from)
+INLINE FLOATS load_bins(const double *from)
 {
-    bins_vector loaded;
+    FLOATS loaded;
     memcpy(&loaded, from, sizeof loaded);
     return loaded;
 }
 
 #define odd_bins OF(odd_bins, SUFFIX)
-INLINE bins_vector odd_bins(bins_vector values)
+INLINE FLOATS odd_bins(FLOATS values)
 {
-    return (bins_vector)((bins_bits)values | 1);
+    return (FLOATS)((BITS)values | 1);
+}
+
+/* Elements of the type `dtype`, a constant, from `at` of a vector on. */
+#define load_wide OF(load_wide, SUFFIX)
+INLINE FLOATS load_wide(int dtype, const void *vector, int64_t at)
+{
+#ifdef LANES
+    if (dtype == 0)
+        return (FLOATS)LOAD_DOUBLE((const double *)vector + at);
+    if (dtype == 1)
+        return (FLOATS)LOAD_FLOAT((const float *)vector + at);
+    if (dtype == 2)
+        return (FLOATS)LOAD_HALF((const uint16_t *)vector + at);
+    return (FLOATS)LOAD_BFLOAT((const uint16_t *)vector + at);
+#else
+    FLOATS wide;
+    for (int64_t j = 0; j < BINS_LANES; j++)
+        wide[j] = dtype == 0   ? ((const double *)vector)[at + j]
+                  : dtype == 1 ? ((const float *)vector)[at + j]
+                  : dtype == 2 ? from_half(((const uint16_t *)vector)[at + j])
+                               : from_bfloat(((const uint16_t *)vector)[at + j]);
+    return wide;
+#endif
+}
+
+/* The larger magnitudes of two. */
+#define larger_of OF(larger_of, SUFFIX)
+INLINE FLOATS larger_of(FLOATS largest, FLOATS values)
+{
+#ifdef LARGER
+    return (FLOATS)LARGER((VECTOR)largest, (VECTOR)values);
+#else
+    const FLOATS sizes = (FLOATS)((BITS)values & INT64_MAX);
+    const BITS keeps = largest > sizes;
+    return (FLOATS)(((BITS)largest & keeps) | ((BITS)sizes & ~keeps));
+#endif
+}
+
+/* Whether any is negative. */
+#define any_below OF(any_below, SUFFIX)
+INLINE int any_below(BITS values)
+{
+#ifdef SIGNS
+    return SIGNS((VECTOR)values) != 0;
+#else
+    int64_t signs = 0;
+    for (int64_t j = 0; j < BINS_LANES; j++)
+        signs |= values[j];
+    return signs < 0;
+#endif
 }
 
 /* Raises the bins of those accumulators whose high unit is too small for a number of the exponent `wanted`. */
@@ -47,32 +104,113 @@ NOINLINE void UPLIFT(double *restrict high, double *restrict middle, double *res
     }
 }
 
-/* Adds rows of terms, of which `largest` has the largest magnitudes: all BINS_BLOCK of each. */
-NOINLINE void ADD_ROWS(double *restrict high, double *restrict middle, double *restrict low,
-                       const double *restrict terms, const double *restrict largest, int64_t rows)
+/* Adds BINS_LANES elements, from `at` of each vector on, of some rows: `dtype` and `rows` are constants, so that the
+ * products stay in registers until the largest of them is known.  `fresh`: what the accumulators hold is not read. */
+INLINE void ADD_GROUP(double *high, double *middle, double *low, int dtype, const void *const *vectors,
+                      const double *weights, int64_t at, int rows, int fresh)
 {
-    int64_t wanted[BINS_BLOCK], raise = 0;
-    for (int64_t j = 0; j < BINS_BLOCK; j++) {
-        wanted[j] = exponent_of(largest[j]);
-        raise |= wanted[j] + BIN_SHIFT - BIN_BITS >= exponent_of(high[j]) ? 1 : 0;
+    FLOATS terms[BINS_ROWS], largest = {0}, h, m, l;
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++) {
+        terms[row] = weights[row] * load_wide(dtype, vectors[row], at);
+        APART(terms[row]);
+        largest = larger_of(largest, terms[row]);
     }
-    if (raise)
-        UPLIFT(high, middle, low, wanted, BINS_BLOCK);
-    for (int64_t j = 0; j < BINS_BLOCK; j += BINS_LANES) {
-        bins_vector h = load_bins(high + j), m = load_bins(middle + j), l = load_bins(low + j);
-        for (int64_t row = 0; row < rows; row++) {
-            bins_vector rest = load_bins(terms + row * BINS_BLOCK + j), sum = h + odd_bins(rest);
-            rest -= sum - h;
-            h = sum;
-            sum = m + odd_bins(rest);
-            rest -= sum - m;
-            m = sum;
-            l += odd_bins(rest);
+    const BITS wanted = (BITS)largest >> 52;
+    if (fresh) {
+        const BITS bin = wanted & ~(int64_t)(BIN_BITS - 1), less = bin < BIN_MIN;
+        const BITS top = (bin & ~less) | (BIN_MIN & less), start = (top + BIN_SHIFT) << 52 | INT64_C(1) << 51;
+        h = (FLOATS)start;
+        m = (FLOATS)(start - ((int64_t)BIN_BITS << 52));
+        l = (FLOATS)(start - ((int64_t)BIN_BITS << 53));
+    } else {
+        h = load_bins(high);
+        if (any_below(((BITS)h >> 52) - wanted - (BIN_SHIFT - BIN_BITS + 1))) {
+            int64_t exponents[BINS_LANES];
+            memcpy(exponents, &wanted, sizeof exponents);
+            UPLIFT(high, middle, low, exponents, BINS_LANES);
+            h = load_bins(high);
         }
-        memcpy(high + j, &h, sizeof h);
-        memcpy(middle + j, &m, sizeof m);
-        memcpy(low + j, &l, sizeof l);
+        m = load_bins(middle);
+        l = load_bins(low);
     }
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++) {
+        FLOATS rest = terms[row], sum = h + odd_bins(rest);
+        rest -= sum - h;
+        h = sum;
+        sum = m + odd_bins(rest);
+        rest -= sum - m;
+        m = sum;
+        l += odd_bins(rest);
+    }
+    memcpy(high, &h, sizeof h);
+    memcpy(middle, &m, sizeof m);
+    memcpy(low, &l, sizeof l);
+}
+
+/* Adds what is left of a block: less than BINS_LANES elements, as if zeros came after them. */
+NOINLINE void ADD_REST(double *high, double *middle, double *low, int dtype, const void *vector, double weight,
+                       int64_t at, int64_t count, int fresh)
+{
+    const int64_t item_bytes = dtype == 0 ? 8 : dtype == 1 ? 4 : 2;
+    double last[BINS_LANES] = {0};
+    const void *const vectors[] = {last};
+    memcpy(last, (const char *)vector + at * item_bytes, (size_t)(count * item_bytes));
+    if (dtype == 0)
+        ADD_GROUP(high, middle, low, 0, vectors, &weight, 0, 1, fresh);
+    else if (dtype == 1)
+        ADD_GROUP(high, middle, low, 1, vectors, &weight, 0, 1, fresh);
+    else if (dtype == 2)
+        ADD_GROUP(high, middle, low, 2, vectors, &weight, 0, 1, fresh);
+    else
+        ADD_GROUP(high, middle, low, 3, vectors, &weight, 0, 1, fresh);
+}
+
+/* Adds `count` elements of some rows, from `begin` of each vector on, and asks for those that come BINS_AHEAD bytes later. */
+INLINE void ADD_PASS(double *restrict high, double *restrict middle, double *restrict low, int dtype,
+                     const void *const *vectors, const double *weights, int64_t begin, int64_t count, int rows,
+                     int fresh)
+{
+    const int64_t item_bytes = dtype == 0 ? 8 : dtype == 1 ? 4 : 2, line = LINE_BYTES / item_bytes;
+    int64_t j = 0;
+    for (; j + BINS_LANES <= count; j += BINS_LANES) {
+        if (j % line == 0)
+            for (int row = 0; row < rows; row++)
+                __builtin_prefetch((const char *)vectors[row] + (begin + j) * item_bytes + BINS_AHEAD, 0, 3);
+        ADD_GROUP(high + j, middle + j, low + j, dtype, vectors, weights, begin + j, rows, fresh);
+    }
+    for (int row = 0; row < rows && j < count; row++)
+        ADD_REST(high + j, middle + j, low + j, dtype, vectors[row], weights[row], begin + j, count - j,
+                 fresh && !row);
+}
+
+#define ADD_ROWS_OF(DTYPE)                                                                                             \
+    do {                                                                                                               \
+        if (rows >= 8)                                                                                                 \
+            ADD_PASS(high, middle, low, DTYPE, vectors, weights, begin, count, 8, fresh);                              \
+        else if (rows >= 4)                                                                                            \
+            ADD_PASS(high, middle, low, DTYPE, vectors, weights, begin, count, 4, fresh);                              \
+        else if (rows >= 2)                                                                                            \
+            ADD_PASS(high, middle, low, DTYPE, vectors, weights, begin, count, 2, fresh);                              \
+        else                                                                                                           \
+            ADD_PASS(high, middle, low, DTYPE, vectors, weights, begin, count, 1, fresh);                              \
+    } while (0)
+
+/* Adds 8, 4, 2 or 1 of the rows that are left, and returns how many. */
+NOINLINE int64_t ADD_ROWS(double *restrict high, double *restrict middle, double *restrict low, int dtype,
+                          const void *const *vectors, const double *weights, int64_t begin, int64_t count,
+                          int64_t rows, int fresh)
+{
+    if (dtype == 0)
+        ADD_ROWS_OF(0);
+    else if (dtype == 1)
+        ADD_ROWS_OF(1);
+    else if (dtype == 2)
+        ADD_ROWS_OF(2);
+    else
+        ADD_ROWS_OF(3);
+    return rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
 }
 
 /* Adds what other accumulators hold: `from` is interleaved. */
@@ -108,74 +246,50 @@ NOINLINE void ADD_BINS(double *restrict high, double *restrict middle, double *r
     }
 }
 
-/* terms[0:count] = weight * vector[begin:][0:count], and the largest magnitudes so far: in memory, so that no compiler
- * makes one operation of a product and what follows. */
-#define PRODUCTS_OF(X, WIDE)                                                                                           \
-    do {                                                                                                               \
-        const X *x = (const X *)vector + begin;                                                                        \
-        for (int64_t j = 0; j < count; j++) {                                                                          \
-            const double term = weight * WIDE(x[j]), size = __builtin_fabs(term);                                      \
-            terms[j] = term;                                                                                           \
-            largest[j] = largest[j] > size ? largest[j] : size;                                                        \
-        }                                                                                                              \
-    } while (0)
-
-NOINLINE void PRODUCTS(double *restrict terms, double *restrict largest, int dtype, const void *restrict vector,
-                       double weight, int64_t begin, int64_t count)
-{
-    if (dtype == 0)
-        PRODUCTS_OF(double, TO_DOUBLE);
-    else if (dtype == 1)
-        PRODUCTS_OF(float, TO_DOUBLE);
-    else if (dtype == 2)
-        PRODUCTS_OF(uint16_t, from_half);
-    else
-        PRODUCTS_OF(uint16_t, from_bfloat);
-}
-
 /* See lifl_fold_bins. */
 NOINLINE void BINS(int dtype, double *acc, int64_t size, int keep, const double *const *partials, int64_t others,
                    const void *const *vectors, const double *weights, int64_t rows)
 {
-    const int64_t item_bytes = dtype == 0 ? 8 : dtype == 1 ? 4 : 2;
-    double high[BINS_BLOCK], middle[BINS_BLOCK], low[BINS_BLOCK], largest[BINS_BLOCK];
-    double terms[BINS_ROWS * BINS_BLOCK];
-    memset(terms, 0, sizeof terms); /* the last block may be shorter, and is computed whole */
-    memset(high, 0, sizeof high);
+    double high[BINS_BLOCK], middle[BINS_BLOCK], low[BINS_BLOCK];
+    double whole[3 * BINS_BLOCK] __attribute__((aligned(LINE_BYTES)));
+    const int streaming = STREAMS && !keep && 3 * size * 8 >= STREAM_BYTES && (uintptr_t)acc % LINE_BYTES == 0;
     for (int64_t begin = 0; begin < size; begin += BINS_BLOCK) {
         const int64_t count = size - begin < BINS_BLOCK ? size - begin : BINS_BLOCK;
         const int64_t ahead = size - begin < 2 * BINS_BLOCK ? 0 : BINS_BLOCK;
         double *const at = acc + 3 * begin;
-        for (int64_t j = 0; j < count; j++) {
-            high[j] = keep ? at[3 * j] : 0;
-            middle[j] = keep ? at[3 * j + 1] : 0;
-            low[j] = keep ? at[3 * j + 2] : 0;
-        }
+        const int streams = streaming && count == BINS_BLOCK;
+        double *const to = streams ? whole : at;
+        if (keep)
+            for (int64_t j = 0; j < count; j++) {
+                high[j] = at[3 * j];
+                middle[j] = at[3 * j + 1];
+                low[j] = at[3 * j + 2];
+            }
+        else if (others || !rows)
+            for (int64_t j = 0; j < count; j++)
+                high[j] = middle[j] = low[j] = 0;
+        for (int64_t j = count; j % BINS_LANES; j++) /* is computed with the last ones */
+            high[j] = middle[j] = low[j] = 0;
         for (int64_t row = 0; row < others; row++) {
             ADD_BINS(high, middle, low, partials[row] + 3 * begin, count);
             for (int64_t b = 0; b < 3 * ahead; b += LINE_BYTES / 8)
                 __builtin_prefetch(partials[row] + 3 * (begin + ahead) + b, 0, 3);
         }
-        for (int64_t first = 0; first < rows; first += BINS_ROWS) {
-            const int64_t some = rows - first < BINS_ROWS ? rows - first : BINS_ROWS;
-            memset(largest, 0, sizeof largest);
-            for (int64_t row = 0; row < some; row++) {
-                const void *vector = vectors[first + row];
-                const char *next = (const char *)vector + (begin + ahead) * item_bytes;
-                for (int64_t b = 0; b < ahead * item_bytes; b += LINE_BYTES)
-                    __builtin_prefetch(next + b, 0, 3);
-                PRODUCTS(terms + row * BINS_BLOCK, largest, dtype, vector, weights[first + row], begin, count);
-            }
-            ADD_ROWS(high, middle, low, terms, largest, some);
-        }
-        for (int64_t b = 0; b < 3 * ahead; b += LINE_BYTES / 8)
+        for (int64_t row = 0; row < rows;)
+            row += ADD_ROWS(high, middle, low, dtype, vectors + row, weights + row, begin, count, rows - row,
+                            !keep && !others && !row);
+        for (int64_t b = 0; b < 3 * ahead && !streams; b += LINE_BYTES / 8)
             __builtin_prefetch(at + 3 * ahead + b, 1, 3);
         for (int64_t j = 0; j < count; j++) {
-            at[3 * j] = high[j];
-            at[3 * j + 1] = middle[j];
-            at[3 * j + 2] = low[j];
+            to[3 * j] = high[j];
+            to[3 * j + 1] = middle[j];
+            to[3 * j + 2] = low[j];
         }
+        if (streams)
+            STREAM(at, whole, sizeof whole);
     }
+    if (streaming)
+        stream_end();
 }
 
 /* See lifl_mean_bins. */
@@ -214,10 +328,17 @@ static const struct bins_functions OF(bins_functions, SUFFIX) = {BINS, MEAN_BINS
 
 #undef BINS
 #undef UPLIFT
+#undef ADD_GROUP
+#undef ADD_PASS
+#undef ADD_REST
 #undef ADD_ROWS
+#undef ADD_ROWS_OF
 #undef ADD_BINS
-#undef PRODUCTS
+#undef MEAN_BINS
+#undef FLOATS
+#undef BITS
 #undef load_bins
 #undef odd_bins
-#undef PRODUCTS_OF
-#undef MEAN_BINS
+#undef load_wide
+#undef larger_of
+#undef any_below
