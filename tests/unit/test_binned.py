@@ -98,9 +98,7 @@ def in_both_kernels(
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_any_number_of_updates_at_a_time_gives_the_same_sums(
-    dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_updates_at_a_time_gives_the_same_sums(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of 39 bits round the products: a kernel that makes one operation of a product and a sum differs."""
     rng, info = np.random.default_rng(3), kernels.ml_dtypes.finfo(numpy_dtype(dtype))
     edges = [0.0, -0.0, float(info.smallest_subnormal), -float(info.tiny), 1 / 3, 2.0**-3, 2.0**-3 - 2.0**-9]
