@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lifl.core.protocol import gateway as gm
@@ -17,6 +18,7 @@ class Callers:
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
         self._who: dict[int, str] = {}  # by connection
+        self._gateways = 0  # how many have ended: the next one's connections may have the same numbers
 
     def heard(self, message: Any) -> bool:
         """Note what a gateway says; return whether that was all that is to be done about it."""
@@ -50,6 +52,12 @@ class Callers:
         """Return who is on a connection."""
         return self._who.get(conn, UNKNOWN)
 
+    def is_here(self, conn: int) -> Callable[[], bool]:
+        """Return what says later on whether this connection has been there all the while."""
+        gateways = self._gateways
+        return lambda: gateways == self._gateways and conn in self._who
+
     def gone(self) -> None:
         """Forget all connections: the gateway has ended."""
         self._who.clear()
+        self._gateways += 1

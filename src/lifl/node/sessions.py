@@ -60,6 +60,8 @@ class Sessions:
         task.add_done_callback(self._tasks.discard)
 
     async def _host(self, asked: gm.SessionAsked) -> None:
+        """Host the session; if who asked leaves meanwhile, it waits for a host as one that has lost its own."""
+        is_here = self._callers.is_here(asked.conn)
         try:
             async with self._in_turn:
                 job = self._driver.engine.jobs.get(asked.job)
@@ -68,13 +70,11 @@ class Sessions:
                 elif Layout(asked.tensors).digest != job.spec.layout.digest:
                     text = f"session {asked.job!r} has other tensors; open another session for these"
                     raise Refused("wrong-schema", "tensors", text)
-                self._driver.handle(ev.SessionHosted(asked.conn, asked.job, asked.secret, asked.revoked))
-        except Refused as refused:
-            self._refuse(asked, refused)
-        except ConfigError as error:
-            self._refuse(asked, Refused("bad-config", error.path, str(error)))
+                if is_here():
+                    self._driver.handle(ev.SessionHosted(asked.conn, asked.job, asked.secret, asked.revoked))
         except LiflError as error:
-            self._refuse(asked, Refused("paused", "node", str(error)))
+            if is_here():
+                self._refuse(asked, _refusal(error))
 
     def _refuse(self, asked: gm.SessionAsked, refused: Refused) -> None:
         said = (refused.code, refused.field[:FIELD_CHARS_MAX], refused.text[:TEXT_CHARS_MAX], asked.job)
@@ -104,3 +104,12 @@ class Sessions:
                 self._store.drop_job(number)
             raise
         self._audit.note("session.opened", self._callers.who(asked.conn), job=name, number=number)
+
+
+def _refusal(error: LiflError) -> Refused:
+    match error:
+        case Refused():
+            return error
+        case ConfigError():
+            return Refused("bad-config", error.path, str(error))
+    return Refused("paused", "node", str(error))
