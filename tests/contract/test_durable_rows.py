@@ -215,6 +215,26 @@ def test_a_job_that_is_forgotten_leaves_its_name_and_no_round(kept: Harness) -> 
     assert both(kept, lambda: (kept.store.job("j").status, rounds(kept))) == ("running", [])
 
 
+def test_a_job_that_was_refused_after_all_is_forgotten(kept: Harness) -> None:
+    number = add(kept)
+    assert kept.run(kept.rows.forget_job("j", number))
+    kept.again()
+    assert kept.store.job("j") is None
+
+
+def test_a_job_that_was_refused_as_another_came_to_lead_may_run(servers: Servers, tmp_path: Path) -> None:
+    """Who submitted it is to know: the next one goes on with it."""
+    kept = Shared(tmp_path, servers)
+    try:
+        number = add(kept)
+        kept.run(kept.lead())
+        assert not kept.run(kept.rows.forget_job("j", number))
+        kept.again()
+        assert kept.store.job("j") is not None
+    finally:
+        kept.close()
+
+
 def test_the_last_jobs_that_were_forgotten_with_their_models_are_known(
     kept: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

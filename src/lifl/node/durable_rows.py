@@ -59,8 +59,8 @@ class DurableRows(Protocol):
         """
         ...
 
-    async def forget_job(self, name: str, number: int) -> None:
-        """Forget a job that was refused after all, if that can be done now."""
+    async def forget_job(self, name: str, number: int) -> bool:
+        """Forget a job that was refused after all; return False when it may run all the same."""
         ...
 
     @property
@@ -95,10 +95,12 @@ class LocalRows:
         """Add a row for a new job; return its number."""
         return self._store.add_job(config, tensors, states, folder)
 
-    async def forget_job(self, _name: str, number: int) -> None:
-        """Forget a job; one whose row stays, and says that it was never accepted, is gone with the next start."""
+    async def forget_job(self, _name: str, number: int) -> bool:
+        """Forget a job; return False when its row stays."""
         with suppress(DatabaseFault):
             self._store.drop_job(number)
+            return True
+        return False
 
     @property
     def removed_copies(self) -> list[tuple[int, str]]:

@@ -149,9 +149,9 @@ class JobRequests:
             if message.follow:  # not before: it is no word about the job that was replaced that is waited for
                 self._cli.follow(name, link)
             self._driver.handle(ev.JobSubmitted(new.facts(number)))
-        except LiflError:
+        except LiflError as error:
             self._cli.unfollow(name, link)
-            await self._drop(name, number, folder)
+            await self._drop(name, number, folder, error)
             raise
         self._audit.note("job.submitted", new.owner, job=name, number=number)
         job = self._engine.jobs[name]
@@ -199,8 +199,8 @@ class JobRequests:
                     await self.succession.check_seen(folder, number)
                 await write_now(self._rows, row_before(name))
                 await self._goes_on()
-            except LiflError:
-                await self._drop(name, number, folder)
+            except LiflError as error:
+                await self._drop(name, number, folder, error)
                 raise
         return number
 
@@ -211,11 +211,15 @@ class JobRequests:
             await self._goes_on()
         await self._forget(before, who)
 
-    async def _drop(self, name: str, number: int, folder: Path) -> None:
-        """Forget a job that was refused after all."""
-        if folders.release(folder, self._rows.owner, number):
-            (folder / folders.INITIAL).unlink(missing_ok=True)
-        await self._rows.forget_job(name, number)
+    async def _drop(self, name: str, number: int, folder: Path, why: LiflError) -> None:
+        """Forget a job that was refused after all.  Raise `Refused` when it may run all the same, and say so."""
+        if await self._rows.forget_job(name, number):
+            if folders.release(folder, self._rows.owner, number):
+                (folder / folders.INITIAL).unlink(missing_ok=True)
+            return
+        text = f"{why}; whether job {name!r} runs all the same, `lifl jobs` says: look before you submit it again"
+        code, field = (why.code, why.field) if isinstance(why, Refused) else ("paused", "node")
+        raise Refused(code, field, text) from why
 
     async def _goes_on(self) -> None:
         """Wait until an event would be decided on at once.

@@ -224,12 +224,14 @@ class ClusterRows:
         self.mirror.add_numbered(number, (config.job.name, folder, *packed))
         return number
 
-    async def forget_job(self, name: str, number: int) -> None:
-        """Forget a job that was refused after all, if that can be done now; else its row says what it says."""
+    async def forget_job(self, name: str, number: int) -> bool:
+        """Forget a job that was refused after all; return False when it may run all the same: another node leads."""
         with suppress(DatabaseFault, Deposed):
             if self._numbers.pop(name, None) is not None:
                 await self._writer.write({}, self._keys.of_job(number))
             self.mirror.drop_job(number)
+            return True
+        return False
 
     async def _remove(self, name: str, number: int, copies: bool) -> None:
         """Forget a job that is over; nodes that lead later drop it from their copies."""
