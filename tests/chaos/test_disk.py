@@ -347,7 +347,7 @@ def test_many_decisions_about_a_round_are_shown_page_by_page(start_node: Callabl
 
 
 def test_many_jobs_are_listed_page_by_page(start_node: Callable[..., Node]) -> None:
-    node, oracle = start_node("--redirector", "unix"), OneHot(N)
+    node, oracle = start_node("--redirector", "unix", "--jobs-kept", "10000"), OneHot(N)
     submit(node, "j", oracle.model())
     node.lifl("cancel", "j")
     node.kill()

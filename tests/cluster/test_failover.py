@@ -22,8 +22,8 @@ from lifl.aggregator import FoldFailed
 from lifl.core.protocol import cli as om
 
 N = 9
-OF_A_JOB = 4
-"""Writes of a job beside its rounds': its number, that it runs, its first model, that it is over."""
+OF_A_JOB = 5
+"""Writes of a job beside its rounds': its number, that it enters the line, that it runs, its first model, that it is over."""
 HELD = [(index, 1) for index in range(5, N)]
 
 
