@@ -23,7 +23,7 @@ from lifl.core.protocol import cli as om
 
 N = 9
 OF_A_JOB = 5
-"""Writes of a job beside its rounds': its number, that it enters the line, that it runs, its first model, that it is over."""
+"""Writes of a job beside its rounds': its number, that it enters the line, that it runs, its first model, its end."""
 HELD = [(index, 1) for index in range(5, N)]
 
 
