@@ -95,6 +95,11 @@ def test_a_top_whose_arena_has_no_room_for_leaves_is_granted_nothing_when_the_ot
     live(70014, 3, moves=True, stalls=True)
 
 
+def test_a_round_that_is_open_again_and_has_no_branch_any_more_does_not_wait_for_a_model_of_too_few() -> None:
+    """A node with all updates died when all was closed; the branch in its place was on a node that began to drain."""
+    live(161063, 3, moves=True)
+
+
 def test_a_trainer_that_is_selected_while_an_answer_about_an_earlier_round_is_on_its_way_takes_part() -> None:
     """A fault of the simulator's trainers: by that answer they forgot the selection, and the quorum was not reached."""
     live(155336, 3)

@@ -124,6 +124,8 @@ class BranchTracker:
         self._give_more_time(round_)
         if round_.phase is Phase.COLLECTING:
             self.fill(round_)
+            if round_.expected is not None and _is_shut(round_):  # no more can come, and the top makes the model
+                round_.deadline_at_s = min(round_.deadline_at_s, self._turn.now)
         self.expect(round_)
 
     def sealed(self, round_: Round, record: BranchRecord, report: o.BranchSealed) -> None:
@@ -352,6 +354,12 @@ def _narrow(round_: Round, node: int, updates: int) -> None:
         if record.node == node:
             less = min(updates, max(0, round_.room(record)))
             record.updates, updates = record.updates - less, updates - less
+
+
+def _is_shut(round_: Round) -> bool:
+    """Return whether no branch takes updates, and none may be there: a round that was open again, after a loss."""
+    may_take = (BranchState.OPEN, BranchState.RECOVERING, BranchState.FORGETTING)
+    return not _places_left(round_) and not any(record.state in may_take for record in round_.branches.values())
 
 
 def _places_left(round_: Round) -> int:

@@ -154,13 +154,11 @@ class Job:
 
     def job_failed(self, report: o.JobFailed) -> None:
         """Go on from a copy, or an older checkpoint, if that to be loaded is lost or damaged; else end."""
-        checkpoints = self._checkpoints
-        if self.status == "loading" and (
-            checkpoints.try_another(self._nodes.home) or checkpoints.try_older(report.text)
-        ):
+        files = self._checkpoints
+        if self.status == "loading" and (files.try_another(self._nodes.home) or files.try_older(report.text)):
             look_for_copy(self)
         else:
-            self.end("failed", checkpoints.verdict or report.text)
+            self.end("failed", files.verdict or report.text)
 
     def _open_at(self, node: int) -> None:
         _attempt, _status, row = self._rows.get(self._replicas.model_round + 1, (0, "", {}))
@@ -201,6 +199,7 @@ class Job:
 
     def model_sealed(self, report: o.ModelSealed) -> None:
         """Save the model that the top has made of the round, and go on with the next one."""
+        self.tick()  # a round into which no more can come is closed, or fails
         round_ = self.round
         if round_ is None or round_.epoch != report.epoch:
             return
